@@ -1,0 +1,198 @@
+"""Events: typed records, appended as JSON lines. One writer a file; a torn last line is normal and is passed over."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import msgspec
+
+from clipa.registry.run_dir import RunDir
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event"):
+    """Base of all events: `t` is Unix time in seconds, `attempt` the attempt that it belongs to."""
+
+    t: float
+    attempt: int
+
+
+class Submitted(Event, tag="submitted"):
+    """The attempt was handed to the scheduler. `process` identifies the job on its host."""
+
+    job: str
+    host: str = ""
+
+
+class Waiting(Event, tag="waiting"):
+    """The attempt waits; `reason` is for people ("GPU 0 is leased to run ...")."""
+
+    reason: str
+
+
+class Started(Event, tag="started"):
+    """A supervisor took the attempt. The fields identify its process beyond doubt (see clipa.launch.process)."""
+
+    host: str
+    pid: int
+    start_ticks: int
+    boot_id: str
+    pid_namespace: str
+
+
+class Staged(Event, tag="staged"):
+    """The attempt's shards are on disk."""
+
+    shards: int
+    fetched_bytes: int
+    seconds: float
+
+
+class Spawned(Event, tag="spawned"):
+    """The ranks run: the process groups that the supervisor started, so that a cancel can reach them."""
+
+    pids: tuple[int, ...]
+    start_ticks: tuple[int, ...]
+
+
+class Resolved(Event, tag="resolved"):
+    """The starting weights of the attempt: the plan's reference, the folder it meant and the digest of the weights."""
+
+    ref: str
+    path: str
+    digest: str
+
+
+class Begun(Event, tag="begun"):
+    """The trainer is ready for its first step. `step` > 0: resumed from that checkpoint."""
+
+    step: int
+    steps: int
+    device: str
+    precision: str
+    processes: int
+    params: int
+
+
+class Step(Event, tag="step"):
+    """Progress, every few steps. `samples_per_s` and `data_wait` (share of time, 0..1) are over the steps since the last one."""
+
+    step: int
+    samples: int
+    loss: float
+    lr: float
+    logit_scale: float
+    grad_norm: float
+    samples_per_s: float
+    data_wait: float
+
+
+class Saved(Event, tag="saved"):
+    """A whole checkpoint."""
+
+    step: int
+    bytes: int
+    seconds: float
+
+
+class Scored(Event, tag="scored"):
+    """An evaluation result: zero-shot top-1 and top-5 in percent of `samples` images of `size` pixels."""
+
+    step: int
+    set: str
+    size: int
+    samples: int
+    top1: float
+    top5: float
+    seconds: float
+
+
+class TrainerEnded(Event, tag="trainer-ended"):
+    """How the training processes left, in their own words. `stopped`: asked to leave, can be resumed."""
+
+    outcome: Literal["done", "stopped", "failed"]
+    step: int
+    error: str = ""
+
+
+class Ended(Event, tag="ended"):
+    """The supervisor's verdict on the attempt.
+
+    `failed`: an error of its own, `killed`: ended from outside (signal), `stopped`: asked to leave,
+    `cancelled`: asked to leave by a person, `blocked`: the run that it waits for did not finish.
+    `final`: no further attempt follows by itself.
+    """
+
+    outcome: Literal["done", "failed", "killed", "stopped", "cancelled", "blocked"]
+    final: bool
+    error: str = ""
+
+
+AnyEvent: TypeAlias = (
+    Submitted
+    | Waiting
+    | Started
+    | Staged
+    | Spawned
+    | Resolved
+    | Begun
+    | Step
+    | Saved
+    | Scored
+    | TrainerEnded
+    | Ended
+)
+
+_decoder = msgspec.json.Decoder(AnyEvent)
+_encoder = msgspec.json.Encoder()
+
+
+class EventWriter:
+    """Appends events of one attempt to the file of one writer. Each event is one write call, flushed to the kernel."""
+
+    def __init__(self, run: RunDir, attempt: int, writer: str) -> None:
+        self.attempt = attempt
+        path = run.event_file(attempt, writer)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        # A writer that was killed in the middle of a line leaves a torn one: end it, so that ours stays readable.
+        if os.fstat(self._descriptor).st_size and not _ends_with_newline(path):
+            os.write(self._descriptor, b"\n")
+
+    def write(self, kind: type[Event], **fields: object) -> None:
+        """Append one event; `t` and `attempt` are filled in."""
+        event = kind(t=time.time(), attempt=self.attempt, **fields)
+        os.write(self._descriptor, _encoder.encode(event) + b"\n")
+
+    def close(self) -> None:
+        """Make the events durable and close the file."""
+        os.fsync(self._descriptor)
+        os.close(self._descriptor)
+
+
+def _ends_with_newline(path: Path) -> bool:
+    with open(path, "rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"
+
+
+def parse(line: bytes) -> AnyEvent | None:
+    """One line as an event; None for a torn line, and for an event of a newer clipa."""
+    try:
+        return _decoder.decode(line)
+    except msgspec.MsgspecError:
+        return None
+
+
+def read(path: Path) -> Iterator[AnyEvent | None]:
+    """The events of one file, oldest first; None in the place of each line that is not one."""
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        return
+    for line in raw.splitlines():
+        if line.strip():
+            yield parse(line)

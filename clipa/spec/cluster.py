@@ -1,0 +1,71 @@
+"""Where to train: the cluster profile, and how a dataset's name is bound to a URL."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from clipa.spec.job import Struct, _require
+
+SCHEMA = 1
+
+
+class Dataset(Struct):
+    """A dataset's URL and how to reach it. Credentials come from the store's own usual places, never from here.
+
+    `anonymous`, `endpoint`, `region` and `profile` apply to `s3://`.
+    """
+
+    url: str
+    anonymous: bool = False
+    endpoint: str = ""
+    region: str = ""
+    profile: str = ""
+
+    def __post_init__(self) -> None:
+        _require(bool(self.url), "url is empty")
+
+
+class Cluster(Struct):
+    """One place to run. Paths may use `~` and `$VARIABLES`; they are expanded where `clipa` is called.
+
+    `gpus` is "auto" (all that the machine has) or a number, 0 for CPU; one process a GPU. On a CPU `processes` ranks run.
+    """
+
+    backend: Literal["local"] = "local"
+    name: str = ""
+    description: str = ""
+    run_root: str = ""
+    cache: str = ""
+    gpus: Literal["auto"] | int = "auto"
+    processes: int = 1
+    threads: int = 0
+    loader_workers: int = 1
+    max_attempts: int = 5
+    time_limit_minutes: int = 24 * 60
+    env: dict[str, str] = {}
+    datasets: dict[str, str | Dataset] = {}
+    schema: int = SCHEMA
+
+    def __post_init__(self) -> None:
+        _require(1 <= self.schema <= SCHEMA, f"schema {self.schema} is newer than this clipa reads ({SCHEMA})")
+        _require(self.gpus == "auto" or 0 <= self.gpus <= 64, f'gpus must be "auto" or 0..64, got {self.gpus}')
+        _require(1 <= self.processes <= 256, f"processes must be 1..256, got {self.processes}")
+        _require(0 <= self.threads <= 1024, f"threads must be 0..1024 (0: share the cores), got {self.threads}")
+        _require(0 <= self.loader_workers <= 128, f"loader_workers must be 0..128, got {self.loader_workers}")
+        _require(1 <= self.max_attempts <= 1000, f"max_attempts must be 1..1000, got {self.max_attempts}")
+        _require(self.time_limit_minutes >= 1, f"time_limit_minutes must be >= 1, got {self.time_limit_minutes}")
+        for key, value in self.env.items():
+            _require(
+                key.replace("_", "a").isalnum() and not key[0].isdigit(),
+                f"env: {key!r} is not the name of an environment variable",
+            )
+            _require("\0" not in value, f"env.{key}: a NUL byte cannot stand in an environment variable")
+
+
+class Project(Struct):
+    """`clipa.toml`: the defaults of a project, or of a user (`config.toml` in the user's config folder)."""
+
+    recipe: str = ""
+    cluster: str = ""
+    run_root: str = ""
+    datasets: dict[str, str | Dataset] = {}

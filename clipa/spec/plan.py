@@ -1,0 +1,134 @@
+"""The plan: one phase of a recipe resolved against a cluster. Frozen; round-trips through JSON.
+
+A plan holds everything that a training process needs, so that `python -m clipa.train RUN_DIR` replays a run by hand.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from clipa.spec.cluster import Dataset
+from clipa.spec.job import Model, Phase
+
+SCHEMA = 1
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True):
+    """Base of everything that clipa writes and reads back. Unknown keys are ignored: a newer clipa may have written it."""
+
+
+class Data(Record):
+    """A dataset as pinned by a plan: where it is, and the digest of its manifest (see clipa.storage.manifest)."""
+
+    name: str
+    source: Dataset
+    manifest: str
+    shards: int
+    bytes: int
+    samples: int | None = None
+
+
+class EvalData(Record):
+    """An evaluation set as pinned by a plan, with its class names and prompt templates."""
+
+    data: Data
+    classes: tuple[str, ...]
+    templates: tuple[str, ...]
+
+
+class Weights(Record):
+    """Where a run's starting weights come from: another run's final checkpoint, or a folder by path or URL."""
+
+    ref: str
+    run: str = ""
+
+    @property
+    def is_run(self) -> bool:
+        """Whether the reference is `run:<id>@final`."""
+        return bool(self.run)
+
+
+class World(Record):
+    """The processes of one attempt. `gpus` > 0 means one process a GPU; else `processes` ranks on the CPU."""
+
+    processes: int
+    gpus: int = 0
+    threads: int = 1
+    loader_workers: int = 1
+
+    @property
+    def device(self) -> Literal["cuda", "cpu"]:
+        """The kind of device that every rank uses."""
+        return "cuda" if self.gpus else "cpu"
+
+
+class Limits(Record):
+    """When the supervisor gives up: attempts per submission, and wall-clock minutes of the phase."""
+
+    max_attempts: int
+    time_limit_minutes: int
+
+
+class Code(Record):
+    """The revision of clipa that made the plan: git sha, or the package version outside a checkout."""
+
+    version: str
+    revision: str = ""
+    dirty: bool = False
+
+
+class Plan(Record):
+    """One phase of a recipe resolved against a cluster.
+
+    `run` is the id of the run, `group` the id shared by all phases that were submitted together, `phase` the phase's
+    name in the recipe. `parent` is the run that must be DONE first. `steps` and `warmup_steps` are the phase's
+    budget in optimizer steps (0 for an evaluation).
+    """
+
+    run: str
+    group: str
+    created: float
+    recipe: str
+    recipe_digest: str
+    phase: str
+    cluster: str
+    backend: Literal["local"]
+    model: Model
+    settings: Phase
+    world: World
+    limits: Limits
+    code: Code
+    run_root: str
+    cache: str
+    name: str = ""
+    seed: int = 0
+    parent: str = ""
+    data: Data | None = None
+    evals: dict[str, EvalData] = {}
+    init: Weights | None = None
+    steps: int = 0
+    warmup_steps: int = 0
+    env: dict[str, str] = {}
+    schema: int = SCHEMA
+
+    @property
+    def kind(self) -> Literal["pretrain", "finetune", "eval"]:
+        """The kind of the phase."""
+        kind: Literal["pretrain", "finetune", "eval"] = self.settings.__struct_config__.tag  # type: ignore[assignment]
+        return kind
+
+
+def encode(plan: Plan) -> bytes:
+    """The plan as indented JSON."""
+    return msgspec.json.format(msgspec.json.encode(plan), indent=2) + b"\n"
+
+
+def decode(raw: bytes) -> Plan:
+    """A plan from JSON.
+
+    Raises:
+        msgspec.MsgspecError: not a plan (torn, foreign, or of a schema without the fields that this version needs).
+    """
+    return msgspec.json.decode(raw, type=Plan)

@@ -1,0 +1,81 @@
+"""The manifest: the shards of a dataset, pinned by a digest. Pure; `clipa.storage.store` reads and writes it.
+
+Two runs with the same manifest digest saw the same bytes, as far as the store tells them apart.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import msgspec
+
+from clipa.spec.plan import Record
+
+SCHEMA = 1
+MANIFEST_NAME = "manifest.json"
+"""Name of the manifest beside the shards, written last by whoever writes a dataset."""
+
+CLASSNAMES = "classnames.txt"
+TEMPLATES = "zeroshot_classification_templates.txt"
+"""Labels and prompt templates beside the shards: the `wds_*` layout of CLIP_benchmark."""
+
+
+class Shard(Record):
+    """One tar file. `name` is relative to the dataset's URL. `version` is the store's own word for these bytes
+    (an ETag, a modification time) where there is no `sha256`."""
+
+    name: str
+    size: int
+    sha256: str = ""
+    version: str = ""
+    samples: int | None = None
+
+
+class Manifest(Record):
+    """The shards under `url`, in the order of their names."""
+
+    url: str
+    shards: tuple[Shard, ...]
+    schema: int = SCHEMA
+
+    @property
+    def bytes(self) -> int:
+        """Size of all shards."""
+        return sum(shard.size for shard in self.shards)
+
+    @property
+    def samples(self) -> int | None:
+        """Number of samples, where every shard's is known."""
+        counts = [shard.samples for shard in self.shards]
+        return None if None in counts else sum(count for count in counts if count is not None)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over names, sizes and checksums (or versions): the identity of the data, wherever it lies."""
+        rows = [[s.name, s.size, s.sha256 or s.version] for s in self.shards]
+        return hashlib.sha256(msgspec.json.encode(rows)).hexdigest()
+
+
+def encode(manifest: Manifest) -> bytes:
+    """The manifest as indented JSON."""
+    return msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n"
+
+
+def decode(raw: bytes) -> Manifest:
+    """A manifest from JSON.
+
+    Raises:
+        msgspec.MsgspecError: not a manifest.
+    """
+    return msgspec.json.decode(raw, type=Manifest)
+
+
+def staged_folder(cache: str, digest: str) -> Path:
+    """Where the shards of the manifest with this digest lie once staged: `<folder>/<shard.name>`."""
+    return Path(cache) / "staged" / digest[:24]
+
+
+def staged_weights(cache: str, url: str) -> Path:
+    """Where a checkpoint folder at a URL lies once staged."""
+    return Path(cache) / "weights" / hashlib.sha256(url.encode()).hexdigest()[:24]
