@@ -20,20 +20,31 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event"):
     attempt: int
 
 
-class Submitted(Event, tag="submitted"):
+class Submitted(Event, frozen=True, kw_only=True, tag="submitted"):
     """The attempt was handed to the scheduler. `process` identifies the job on its host."""
 
     job: str
     host: str = ""
 
 
-class Waiting(Event, tag="waiting"):
+class Waiting(Event, frozen=True, kw_only=True, tag="waiting"):
     """The attempt waits; `reason` is for people ("GPU 0 is leased to run ...")."""
 
     reason: str
 
 
-class Started(Event, tag="started"):
+class Queued(Event, frozen=True, kw_only=True, tag="queued"):
+    """A supervisor holds the run until `behind`, the run before it, is done. The fields identify the supervisor."""
+
+    host: str
+    pid: int
+    start_ticks: int
+    boot_id: str
+    pid_namespace: str
+    behind: str = ""
+
+
+class Started(Event, frozen=True, kw_only=True, tag="started"):
     """A supervisor took the attempt. The fields identify its process beyond doubt (see clipa.launch.process)."""
 
     host: str
@@ -43,7 +54,7 @@ class Started(Event, tag="started"):
     pid_namespace: str
 
 
-class Staged(Event, tag="staged"):
+class Staged(Event, frozen=True, kw_only=True, tag="staged"):
     """The attempt's shards are on disk."""
 
     shards: int
@@ -51,14 +62,14 @@ class Staged(Event, tag="staged"):
     seconds: float
 
 
-class Spawned(Event, tag="spawned"):
+class Spawned(Event, frozen=True, kw_only=True, tag="spawned"):
     """The ranks run: the process groups that the supervisor started, so that a cancel can reach them."""
 
     pids: tuple[int, ...]
     start_ticks: tuple[int, ...]
 
 
-class Resolved(Event, tag="resolved"):
+class Resolved(Event, frozen=True, kw_only=True, tag="resolved"):
     """The starting weights of the attempt: the plan's reference, the folder it meant and the digest of the weights."""
 
     ref: str
@@ -66,7 +77,7 @@ class Resolved(Event, tag="resolved"):
     digest: str
 
 
-class Begun(Event, tag="begun"):
+class Begun(Event, frozen=True, kw_only=True, tag="begun"):
     """The trainer is ready for its first step. `step` > 0: resumed from that checkpoint."""
 
     step: int
@@ -77,8 +88,8 @@ class Begun(Event, tag="begun"):
     params: int
 
 
-class Step(Event, tag="step"):
-    """Progress, every few steps. `samples_per_s` and `data_wait` (share of time, 0..1) are over the steps since the last one."""
+class Step(Event, frozen=True, kw_only=True, tag="step"):
+    """Progress, every few steps. `samples_per_s` and `data_wait` (share of time, 0..1) cover the steps since the last."""
 
     step: int
     samples: int
@@ -90,7 +101,7 @@ class Step(Event, tag="step"):
     data_wait: float
 
 
-class Saved(Event, tag="saved"):
+class Saved(Event, frozen=True, kw_only=True, tag="saved"):
     """A whole checkpoint."""
 
     step: int
@@ -98,7 +109,7 @@ class Saved(Event, tag="saved"):
     seconds: float
 
 
-class Scored(Event, tag="scored"):
+class Scored(Event, frozen=True, kw_only=True, tag="scored"):
     """An evaluation result: zero-shot top-1 and top-5 in percent of `samples` images of `size` pixels."""
 
     step: int
@@ -110,7 +121,7 @@ class Scored(Event, tag="scored"):
     seconds: float
 
 
-class TrainerEnded(Event, tag="trainer-ended"):
+class TrainerEnded(Event, frozen=True, kw_only=True, tag="trainer-ended"):
     """How the training processes left, in their own words. `stopped`: asked to leave, can be resumed."""
 
     outcome: Literal["done", "stopped", "failed"]
@@ -118,7 +129,7 @@ class TrainerEnded(Event, tag="trainer-ended"):
     error: str = ""
 
 
-class Ended(Event, tag="ended"):
+class Ended(Event, frozen=True, kw_only=True, tag="ended"):
     """The supervisor's verdict on the attempt.
 
     `failed`: an error of its own, `killed`: ended from outside (signal), `stopped`: asked to leave,
@@ -132,21 +143,10 @@ class Ended(Event, tag="ended"):
 
 
 AnyEvent: TypeAlias = (
-    Submitted
-    | Waiting
-    | Started
-    | Staged
-    | Spawned
-    | Resolved
-    | Begun
-    | Step
-    | Saved
-    | Scored
-    | TrainerEnded
-    | Ended
+    Submitted | Waiting | Started | Staged | Spawned | Resolved | Begun | Step | Saved | Scored | TrainerEnded | Ended
 )
 
-_decoder = msgspec.json.Decoder(AnyEvent)
+_decoder: msgspec.json.Decoder[AnyEvent] = msgspec.json.Decoder(AnyEvent)
 _encoder = msgspec.json.Encoder()
 
 

@@ -13,7 +13,7 @@ from typing import Literal
 import msgspec
 
 from clipa.errors import ConfigError
-from clipa.spec.job import Model
+from clipa.spec.job import Eval, Model
 from clipa.spec.plan import Plan, Record
 
 SCHEMA = 1
@@ -22,7 +22,7 @@ WEIGHTS_NAME = "model.safetensors"
 COMPLETE_NAME = "COMPLETE"
 
 
-class Card(Record):
+class Card(Record, frozen=True, kw_only=True):
     """Model and inputs that the weights were trained with. `image_size` in pixels, `text_tokens` with start and end."""
 
     model: Model
@@ -48,7 +48,7 @@ def decode(raw: bytes) -> Card:
 def card_of(plan: Plan, step: int = 0) -> Card:
     """The card of a training run's checkpoints."""
     settings = plan.settings
-    if not hasattr(settings, "image"):
+    if isinstance(settings, Eval):
         raise ValueError(f"phase {plan.phase} trains nothing, so it has no card")
     return Card(
         model=plan.model,
@@ -73,9 +73,8 @@ def require_same_model(wanted: Model, found: Model, where: str) -> None:
         a, b = left[tower], right[tower]
         if a == b:
             continue
-        if not isinstance(a, dict):
-            a, b, key = a, b, tower
-        else:
+        key = tower
+        if isinstance(a, dict):
             key, a, b = next((f"{tower}.{k}", a[k], b[k]) for k in a if a[k] != b[k])
         raise ConfigError(
             f"the starting weights are of another model: {key} is {b}, the recipe's model has {a}",

@@ -9,7 +9,7 @@ from clipa.spec.job import Struct, _require
 SCHEMA = 1
 
 
-class Dataset(Struct):
+class Dataset(Struct, frozen=True, kw_only=True):
     """A dataset's URL and how to reach it. Credentials come from the store's own usual places, never from here.
 
     `anonymous`, `endpoint`, `region` and `profile` apply to `s3://`.
@@ -25,10 +25,10 @@ class Dataset(Struct):
         _require(bool(self.url), "url is empty")
 
 
-class Cluster(Struct):
+class Cluster(Struct, frozen=True, kw_only=True):
     """One place to run. Paths may use `~` and `$VARIABLES`; they are expanded where `clipa` is called.
 
-    `gpus` is "auto" (all that the machine has) or a number, 0 for CPU; one process a GPU. On a CPU `processes` ranks run.
+    `gpus` is "auto" (all that the machine has) or a number, 0 for CPU; one process a GPU. On a CPU: `processes` ranks.
     """
 
     backend: Literal["local"] = "local"
@@ -62,7 +62,7 @@ class Cluster(Struct):
             _require("\0" not in value, f"env.{key}: a NUL byte cannot stand in an environment variable")
 
 
-class Project(Struct):
+class Project(Struct, frozen=True, kw_only=True):
     """`clipa.toml`: the defaults of a project, or of a user (`config.toml` in the user's config folder)."""
 
     recipe: str = ""

@@ -23,7 +23,7 @@ def _require(ok: bool, message: str) -> None:
         raise ValueError(message)
 
 
-class ImageTower(Struct):
+class ImageTower(Struct, frozen=True, kw_only=True):
     """A vision transformer. `width` is in channels, `patch` in pixels."""
 
     patch: int
@@ -39,7 +39,7 @@ class ImageTower(Struct):
         _require(self.width % 4 == 0, f"width must be a multiple of 4 for 2-D sin-cos positions, got {self.width}")
 
 
-class TextTower(Struct):
+class TextTower(Struct, frozen=True, kw_only=True):
     """A causal text transformer, pooled at the end-of-text token."""
 
     width: int
@@ -58,7 +58,7 @@ def _require_tower(width: int, layers: int, heads: int, mlp_ratio: float) -> Non
     _require(0 < mlp_ratio <= 16, f"mlp_ratio must be in (0, 16], got {mlp_ratio}")
 
 
-class Model(Struct):
+class Model(Struct, frozen=True, kw_only=True):
     """Two towers and the width of the space in which they meet."""
 
     embed_dim: int
@@ -69,7 +69,7 @@ class Model(Struct):
         _require(self.embed_dim >= 1, f"embed_dim must be >= 1, got {self.embed_dim}")
 
 
-class ImageInput(Struct):
+class ImageInput(Struct, frozen=True, kw_only=True):
     """How images enter: `size` in pixels a side; the reduction `resize` keeps every patch of a smaller image.
 
     `crop_area` and `crop_ratio` are the random resized crop of training (area share, aspect ratio).
@@ -91,7 +91,7 @@ class ImageInput(Struct):
         _require(all(s > 0 for s in self.std), f"std must be > 0, got {self.std}")
 
 
-class TextInput(Struct):
+class TextInput(Struct, frozen=True, kw_only=True):
     """How captions enter: `tokens` counts the start and end tokens; `truncate` keeps the first ones."""
 
     tokens: int
@@ -101,7 +101,7 @@ class TextInput(Struct):
         _require(3 <= self.tokens <= 1024, f"tokens must be 3..1024 (start, one word, end), got {self.tokens}")
 
 
-class Optim(Struct):
+class Optim(Struct, frozen=True, kw_only=True):
     """AdamW with linear warm-up and cosine decay to 0. `lr` is the peak value for the global batch."""
 
     lr: float
@@ -119,7 +119,7 @@ class Optim(Struct):
         _require(self.eps > 0, f"eps must be > 0, got {self.eps}")
 
 
-class Checkpoints(Struct):
+class Checkpoints(Struct, frozen=True, kw_only=True):
     """When to save, and the rule of pruning: the newest `keep` stay, and the final one always."""
 
     every_samples: int = 0
@@ -132,7 +132,7 @@ class Checkpoints(Struct):
         _require(self.keep >= 1, f"keep must be >= 1, got {self.keep}")
 
 
-class Evaluate(Struct):
+class Evaluate(Struct, frozen=True, kw_only=True):
     """Which evaluation sets a training phase scores at its end, at which image sizes, and how often before."""
 
     sets: tuple[str, ...] = ()
@@ -150,7 +150,7 @@ def _require_sizes(sizes: tuple[int, ...], batch: int) -> None:
     _require(batch >= 1, f"batch must be >= 1, got {batch}")
 
 
-class TrainPhase(Struct, tag_field="kind"):
+class TrainPhase(Struct, frozen=True, kw_only=True, tag_field="kind"):
     """One training phase. `batch` is global: it does not change with the number of processes."""
 
     data: str
@@ -179,15 +179,15 @@ class TrainPhase(Struct, tag_field="kind"):
         _require(self.log_every_samples >= 0, f"log_every_samples must be >= 0, got {self.log_every_samples}")
 
 
-class Pretrain(TrainPhase, tag="pretrain"):
+class Pretrain(TrainPhase, frozen=True, kw_only=True, tag="pretrain"):
     """Training from random weights on few tokens."""
 
 
-class Finetune(TrainPhase, tag="finetune"):
+class Finetune(TrainPhase, frozen=True, kw_only=True, tag="finetune"):
     """Training that starts from the weights of the phase before it."""
 
 
-class Eval(Struct, tag_field="kind", tag="eval"):
+class Eval(Struct, frozen=True, kw_only=True, tag_field="kind", tag="eval"):
     """Scoring the weights of the phase before it. No `sizes`: the size that those weights were trained at."""
 
     sets: tuple[str, ...]
@@ -204,7 +204,7 @@ Phase: TypeAlias = Pretrain | Finetune | Eval
 PHASE_KINDS = ("pretrain", "finetune", "eval")
 
 
-class EvalSet(Struct):
+class EvalSet(Struct, frozen=True, kw_only=True):
     """Zero-shot classification of labelled shards (`jpg` + `cls`).
 
     `classes` and `templates` may be left out where `classnames.txt` and `zeroshot_classification_templates.txt`
@@ -226,7 +226,7 @@ class EvalSet(Struct):
             )
 
 
-class Recipe(Struct):
+class Recipe(Struct, frozen=True, kw_only=True):
     """Everything that is trained and scored, in the order of its phases."""
 
     model: Model

@@ -16,10 +16,10 @@ SCHEMA = 1
 
 
 class Record(msgspec.Struct, frozen=True, kw_only=True):
-    """Base of everything that clipa writes and reads back. Unknown keys are ignored: a newer clipa may have written it."""
+    """Base of all that clipa writes and reads back. Unknown keys are ignored: a newer clipa may have written them."""
 
 
-class Data(Record):
+class Data(Record, frozen=True, kw_only=True):
     """A dataset as pinned by a plan: where it is, and the digest of its manifest (see clipa.storage.manifest)."""
 
     name: str
@@ -30,7 +30,7 @@ class Data(Record):
     samples: int | None = None
 
 
-class EvalData(Record):
+class EvalData(Record, frozen=True, kw_only=True):
     """An evaluation set as pinned by a plan, with its class names and prompt templates."""
 
     data: Data
@@ -38,7 +38,7 @@ class EvalData(Record):
     templates: tuple[str, ...]
 
 
-class Weights(Record):
+class Weights(Record, frozen=True, kw_only=True):
     """Where a run's starting weights come from: another run's final checkpoint, or a folder by path or URL."""
 
     ref: str
@@ -50,7 +50,7 @@ class Weights(Record):
         return bool(self.run)
 
 
-class World(Record):
+class World(Record, frozen=True, kw_only=True):
     """The processes of one attempt. `gpus` > 0 means one process a GPU; else `processes` ranks on the CPU."""
 
     processes: int
@@ -64,14 +64,14 @@ class World(Record):
         return "cuda" if self.gpus else "cpu"
 
 
-class Limits(Record):
+class Limits(Record, frozen=True, kw_only=True):
     """When the supervisor gives up: attempts per submission, and wall-clock minutes of the phase."""
 
     max_attempts: int
     time_limit_minutes: int
 
 
-class Code(Record):
+class Code(Record, frozen=True, kw_only=True):
     """The revision of clipa that made the plan: git sha, or the package version outside a checkout."""
 
     version: str
@@ -79,7 +79,7 @@ class Code(Record):
     dirty: bool = False
 
 
-class Plan(Record):
+class Plan(Record, frozen=True, kw_only=True):
     """One phase of a recipe resolved against a cluster.
 
     `run` is the id of the run, `group` the id shared by all phases that were submitted together, `phase` the phase's

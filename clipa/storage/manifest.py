@@ -21,9 +21,10 @@ TEMPLATES = "zeroshot_classification_templates.txt"
 """Labels and prompt templates beside the shards: the `wds_*` layout of CLIP_benchmark."""
 
 
-class Shard(Record):
+class Shard(Record, frozen=True, kw_only=True):
     """One tar file. `name` is relative to the dataset's URL. `version` is the store's own word for these bytes
-    (an ETag, a modification time) where there is no `sha256`."""
+    (an ETag, a modification time) where there is no `sha256`.
+    """
 
     name: str
     size: int
@@ -32,7 +33,7 @@ class Shard(Record):
     samples: int | None = None
 
 
-class Manifest(Record):
+class Manifest(Record, frozen=True, kw_only=True):
     """The shards under `url`, in the order of their names."""
 
     url: str

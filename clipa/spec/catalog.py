@@ -1,0 +1,144 @@
+"""What ships with clipa, and where the user's defaults are: recipes, cluster profiles, project files, folders.
+
+The order of defaults is: flag, `CLIPA_*`, `clipa.toml` upward from here, the user's config, built-in.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from clipa.errors import ConfigError, did_you_mean
+from clipa.spec.cluster import Dataset, Project
+from clipa.spec.load import load_project
+
+DEMO_RECIPE = "demo"
+DEFAULT_CLUSTER = "local"
+PROJECT_FILE = "clipa.toml"
+
+
+def _shipped(kind: str) -> Path:
+    """`clipa/_shipped/<kind>` in a wheel, `<checkout>/<kind>` in a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    in_wheel = package / "_shipped" / kind
+    return in_wheel if in_wheel.is_dir() else package.parent / kind
+
+
+def recipes() -> dict[str, Path]:
+    """Name -> file of every recipe that ships with clipa."""
+    return {path.stem: path for path in sorted(_shipped("jobs").glob("*.toml"))}
+
+
+def clusters() -> dict[str, Path]:
+    """Name -> file of every cluster profile that ships with clipa."""
+    return {path.stem: path for path in sorted(_shipped("cluster").glob("*.toml"))}
+
+
+def find_recipe(word: str) -> Path:
+    """The file of a recipe, by its name or path.
+
+    Raises:
+        ConfigError: neither a file nor a name that ships with clipa.
+    """
+    return _find(word, recipes(), "recipe", "clipa recipes")
+
+
+def find_cluster(word: str) -> Path:
+    """The file of a cluster profile, by its name or path.
+
+    Raises:
+        ConfigError: neither a file nor a name that ships with clipa.
+    """
+    return _find(word, clusters(), "cluster profile", "clipa doctor")
+
+
+def _find(word: str, known: Mapping[str, Path], what: str, command: str) -> Path:
+    path = Path(word).expanduser()
+    if path.suffix == ".toml" or os.sep in word:
+        if path.is_file():
+            return path.absolute()
+        raise ConfigError(f"no such {what} file", where=word, allowed=f"a file, or one of: {', '.join(known)}")
+    if word in known:
+        return known[word]
+    raise ConfigError(
+        f"no {what} {word!r}",
+        allowed=f"{', '.join(known)}, or the path of a .toml file",
+        hint=did_you_mean(word, known) or f"{command} lists what there is",
+    )
+
+
+def user_folder(kind: str) -> Path:
+    """The user's folder for `config`, `cache` or `data` (XDG Base Directory Specification), without creating it."""
+    variable, default = {
+        "config": ("XDG_CONFIG_HOME", ".config"),
+        "cache": ("XDG_CACHE_HOME", ".cache"),
+        "data": ("XDG_DATA_HOME", ".local/share"),
+    }[kind]
+    base = os.environ.get(variable, "")
+    return (Path(base) if Path(base).is_absolute() else Path.home() / default) / "clipa"
+
+
+class Defaults(NamedTuple):
+    """The settled defaults, and where the recipe and the cluster were named (for the message that says so)."""
+
+    recipe: str
+    recipe_from: str
+    cluster: str
+    cluster_from: str
+    run_root: str
+    datasets: dict[str, Dataset]
+
+
+def defaults(start: Path) -> Defaults:
+    """The defaults in force for a command typed in the folder `start`.
+
+    Raises:
+        ConfigError: a project file that cannot be read.
+    """
+    layers = [(str(path), load_project(path)) for path in _project_files(start)]
+    environment = Project(
+        recipe=os.environ.get("CLIPA_RECIPE", ""),
+        cluster=os.environ.get("CLIPA_CLUSTER", ""),
+        run_root=os.environ.get("CLIPA_RUN_ROOT", ""),
+    )
+    layers.insert(0, ("the environment", environment))
+    layers.append(("built in", Project(recipe=DEMO_RECIPE, cluster=DEFAULT_CLUSTER)))
+    recipe_from, recipe = next((where, layer.recipe) for where, layer in layers if layer.recipe)
+    cluster_from, cluster = next((where, layer.cluster) for where, layer in layers if layer.cluster)
+    datasets: dict[str, Dataset] = {}
+    for _, layer in reversed(layers):
+        datasets.update({name: as_dataset(value) for name, value in layer.datasets.items()})
+    return Defaults(
+        recipe=_beside(recipe, recipe_from),
+        recipe_from=recipe_from,
+        cluster=_beside(cluster, cluster_from),
+        cluster_from=cluster_from,
+        run_root=next((_beside_folder(layer.run_root, where) for where, layer in layers if layer.run_root), ""),
+        datasets=datasets,
+    )
+
+
+def as_dataset(value: str | Dataset) -> Dataset:
+    """A dataset given as a bare URL, as a table."""
+    return Dataset(url=value) if isinstance(value, str) else value
+
+
+def _project_files(start: Path) -> list[Path]:
+    found = [folder / PROJECT_FILE for folder in (start, *start.parents)]
+    return [path for path in found if path.is_file()][:1] + [
+        path for path in [user_folder("config") / "config.toml"] if path.is_file()
+    ]
+
+
+def _beside(word: str, where: str) -> str:
+    """A relative path in a project file is relative to that file, not to the current folder."""
+    if (word.endswith(".toml") or os.sep in word) and where.endswith(".toml"):
+        return str(Path(where).parent / Path(word).expanduser())
+    return word
+
+
+def _beside_folder(word: str, where: str) -> str:
+    path = Path(os.path.expandvars(word)).expanduser()
+    return str((Path(where).parent if where.endswith(".toml") else Path.cwd()) / path)

@@ -1,0 +1,214 @@
+"""TOML to typed, checked values: recipes, cluster profiles, project files, and `--set a.b=v` overrides.
+
+Errors name the file, the key, what is allowed, and the closest key that exists.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import re
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from types import UnionType
+from typing import Any, NamedTuple, TypeVar, get_args, get_origin
+
+import msgspec
+
+from clipa.errors import ConfigError, did_you_mean
+from clipa.spec.cluster import Cluster, Project
+from clipa.spec.job import PHASE_KINDS, Eval, Finetune, Pretrain, Recipe
+
+_T = TypeVar("_T", bound=msgspec.Struct)
+_AT_PATH = re.compile(r" - at `(?:key in )?\$?(?P<path>[^`]*)`$")
+_UNKNOWN = re.compile(r"^Object contains unknown field `(?P<key>[^`]*)`")
+_MISSING = re.compile(r"^Object missing required field `(?P<key>[^`]*)`")
+_PHASE_TYPES: dict[str, type[msgspec.Struct]] = {"pretrain": Pretrain, "finetune": Finetune, "eval": Eval}
+
+
+class LoadedRecipe(NamedTuple):
+    """A recipe, the file it came from, and the SHA-256 of what it says after overrides."""
+
+    recipe: Recipe
+    path: Path
+    digest: str
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
+    """Read a recipe; its name defaults to the file's.
+
+    Raises:
+        ConfigError: the file, a key, a value or an override is wrong.
+    """
+    table = _read_toml(path, "recipe")
+    for override in overrides:
+        _apply(table, override, where=str(path))
+    _default_kinds(table, where=str(path))
+    table.setdefault("name", path.stem)
+    recipe = _convert(table, Recipe, where=str(path))
+    return LoadedRecipe(recipe, path, hashlib.sha256(msgspec.json.encode(recipe)).hexdigest())
+
+
+def load_cluster(path: Path) -> Cluster:
+    """Read a cluster profile; its name defaults to the file's.
+
+    Raises:
+        ConfigError: the file, a key or a value is wrong.
+    """
+    table = _read_toml(path, "cluster profile")
+    table.setdefault("name", path.stem)
+    return _convert(table, Cluster, where=str(path))
+
+
+def load_project(path: Path) -> Project:
+    """Read `clipa.toml` or the user's `config.toml`.
+
+    Raises:
+        ConfigError: the file, a key or a value is wrong.
+    """
+    return _convert(_read_toml(path, "project file"), Project, where=str(path))
+
+
+def _read_toml(path: Path, what: str) -> dict[str, Any]:
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ConfigError(f"cannot read the {what}: {reason}", where=str(path)) from error
+    try:
+        return tomllib.loads(raw.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"the {what} is not UTF-8 text (byte {error.start})", where=str(path)) from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"the {what} is not valid TOML: {error}", where=str(path)) from error
+    except RecursionError as error:
+        raise ConfigError(f"the {what} is nested too deeply", where=str(path)) from error
+
+
+def _apply(table: dict[str, Any], override: str, where: str) -> None:
+    key, equals, text = override.partition("=")
+    path = [part.strip() for part in key.split(".")]
+    if not equals or not all(path):
+        raise ConfigError(
+            f"cannot read the override {override!r}",
+            where="--set",
+            allowed="KEY.KEY=VALUE, for example --set phases.pretrain.batch=512",
+        )
+    here: Any = table
+    for depth, part in enumerate(path[:-1]):
+        if part not in here and depth == 1 and path[0] == "phases":
+            raise ConfigError(
+                f"no phase {part!r} in this recipe",
+                where=f"--set {key}",
+                allowed=", ".join(here),
+                hint=did_you_mean(part, here),
+            )
+        here = here.setdefault(part, {})
+        if not isinstance(here, dict):
+            raise ConfigError(f"{'.'.join(path[: depth + 1])} is not a table", where=f"--set {key} ({where})")
+    here[path[-1]] = _value(text)
+
+
+def _value(text: str) -> object:
+    """A TOML value; a bare word is a string, so that `--set phases.pretrain.data=s3://b/x` needs no quotes."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text.strip()
+
+
+def _default_kinds(table: dict[str, Any], where: str) -> None:
+    """A phase named pretrain, finetune or eval is of that kind; any other name must say its kind."""
+    phases = table.get("phases")
+    if not isinstance(phases, dict):
+        return
+    for name, phase in phases.items():
+        if not isinstance(phase, dict):
+            continue
+        if name in PHASE_KINDS:
+            phase.setdefault("kind", name)
+        kind = phase.get("kind")
+        if kind not in PHASE_KINDS:
+            said = "does not say its kind" if kind is None else f"has the unknown kind {kind!r}"
+            raise ConfigError(
+                f"phase {name!r} {said}",
+                where=f"{where}: phases.{name}.kind",
+                allowed=", ".join(PHASE_KINDS),
+                hint=did_you_mean(str(kind or name), PHASE_KINDS) or f'add kind = "finetune" under [phases.{name}]',
+            )
+
+
+def _convert(table: dict[str, Any], to: type[_T], where: str) -> _T:
+    try:
+        return msgspec.convert(copy.deepcopy(table), to)
+    except msgspec.ValidationError as error:
+        raise _explain(str(error), table, to, where) from error
+
+
+def _explain(message: str, table: dict[str, Any], to: type[msgspec.Struct], where: str) -> ConfigError:
+    """Msgspec's words as ours: the path of the key in the file, and the closest key that exists."""
+    match = _AT_PATH.search(message)
+    path = match.group("path").lstrip(".") if match else ""
+    text = _AT_PATH.sub("", message)
+    path = _named_path(path, table, to)
+    if found := _UNKNOWN.match(text):
+        key = found.group("key")
+        known = _fields_at(path, table, to)
+        return ConfigError(
+            f"unknown key {key!r}",
+            where=f"{where}: {path}.{key}" if path else f"{where}: {key}",
+            allowed=", ".join(known),
+            hint=did_you_mean(key, known),
+        )
+    if found := _MISSING.match(text):
+        key = f"{path}.{found.group('key')}" if path else found.group("key")
+        return ConfigError(f"the key {found.group('key')!r} is missing", where=f"{where}: {key}")
+    text = text[:1].lower() + text[1:] if text.startswith(("Expected", "Invalid")) else text
+    return ConfigError(text, where=f"{where}: {path}" if path else where)
+
+
+def _named_path(path: str, table: dict[str, Any], to: type[msgspec.Struct]) -> str:
+    """Msgspec writes `[...]` for the key of a dict: find the entry that is wrong by converting each alone."""
+    if "[...]" not in path:
+        return path
+    head, _, tail = path.partition("[...]")
+    here: Any = table
+    for part in filter(None, head.split(".")):
+        here = here.get(part, {}) if isinstance(here, dict) else {}
+    entries = here.items() if isinstance(here, dict) else ()
+    name = next((str(name) for name, value in entries if _is_wrong(value, _type_at(f"{head}.{name}", table, to))), "")
+    return f"{head}.{name}{tail}"
+
+
+def _is_wrong(value: object, to: object) -> bool:
+    try:
+        msgspec.convert(value, to)
+    except msgspec.ValidationError:
+        return True
+    return False
+
+
+def _type_at(path: str, table: dict[str, Any], to: Any) -> Any:
+    """The type that the struct `to` wants at a dotted path of the table; a union of phases is settled by `kind`."""
+    here: Any = table
+    for part in filter(None, path.split(".")):
+        here = here.get(part) if isinstance(here, dict) else None
+        if isinstance(to, type) and issubclass(to, msgspec.Struct):
+            to = next((f.type for f in msgspec.structs.fields(to) if f.encode_name == part), object)
+        elif get_origin(to) is dict:
+            to = get_args(to)[1]
+        if isinstance(here, dict) and here.get("kind") in _PHASE_TYPES:
+            to = _PHASE_TYPES[here["kind"]]
+        elif isinstance(here, dict) and isinstance(to, UnionType):
+            to = next((t for t in get_args(to) if isinstance(t, type) and issubclass(t, msgspec.Struct)), to)
+    return to
+
+
+def _fields_at(path: str, table: dict[str, Any], to: type[msgspec.Struct]) -> list[str]:
+    """The keys that the table at this path may hold."""
+    found = _type_at(path, table, to)
+    if not (isinstance(found, type) and issubclass(found, msgspec.Struct)):
+        return []
+    names = [field.encode_name for field in msgspec.structs.fields(found)]
+    return sorted([*names, "kind"] if found in _PHASE_TYPES.values() else names)
