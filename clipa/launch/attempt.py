@@ -1,0 +1,216 @@
+"""One attempt of one run, on one machine: lease, stage, start the ranks, watch them, and say how it ended."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import tempfile
+import time
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from clipa.launch import devices, render
+from clipa.launch.children import Child, last_lines
+from clipa.registry import events, records
+from clipa.registry.liveness import own_identity
+from clipa.registry.run_dir import RunDir
+from clipa.spec.plan import Plan
+
+TICK_S = 0.1
+BEAT_S = 2.0
+LEAVE_S = 60.0
+"""Seconds that a process gets to save and leave after it was asked to."""
+FOLLOW_S = 5.0
+"""Seconds that the other ranks get after one has failed: a collective never returns for them."""
+
+
+class Verdict(NamedTuple):
+    """How an attempt ended, in the words of `events.Ended`, and whether trying again could help."""
+
+    outcome: Literal["done", "failed", "killed", "stopped", "cancelled"]
+    error: str = ""
+    retry: bool = False
+
+
+class Attempt:
+    """Runs one claimed attempt to its end. `leaving` is asked at every tick; a true answer ends the attempt soon."""
+
+    def __init__(self, run: RunDir, plan: Plan, attempt: int, submission: int, leaving: Leaving) -> None:
+        self.run = run
+        self.plan = plan
+        self.attempt = attempt
+        self.submission = submission
+        self.leaving = leaving
+        self.log = events.EventWriter(run, attempt, "supervisor")
+        self._beat_due = 0.0
+        self._deadline = time.monotonic() + 60 * plan.limits.time_limit_minutes
+        self._scratch = Path(tempfile.mkdtemp(prefix="clipa-"))
+        self._stop_file = self._scratch / "stop"
+
+    def execute(self) -> Verdict:
+        """Run the attempt and record its end; the caller decides what follows."""
+        identity = own_identity()
+        self.log.write(
+            events.Started,
+            host=identity.host,
+            pid=identity.pid,
+            start_ticks=identity.start_ticks,
+            boot_id=identity.boot_id,
+            pid_namespace=identity.pid_namespace,
+        )
+        try:
+            with contextlib.ExitStack() as held:
+                lease = self._lease()
+                if isinstance(lease, Verdict):
+                    return lease
+                held.enter_context(devices.released_at_end(lease))
+                staged = self._stage()
+                return staged or self._ranks(lease)
+        finally:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+
+    def end(self, verdict: Verdict, final: bool) -> None:
+        """Record the end of the attempt."""
+        self.log.write(events.Ended, outcome=verdict.outcome, final=final, error=verdict.error)
+        self.log.close()
+
+    def _lease(self) -> devices.Lease | Verdict:
+        need = self.plan.world.gpus
+        if not need:
+            return devices.Lease((), ())
+        candidates = devices.gpus(os.environ.get(devices.VISIBLE))
+        if len(candidates) < need:
+            return Verdict("failed", f"the plan needs {need} GPUs, nvidia-smi lists {len(candidates)} here")
+        said = ""
+        while True:
+            lease = devices.try_lease(Path(self.plan.run_root), candidates, need, f"run {self.run.id}")
+            if isinstance(lease, devices.Lease):
+                return lease
+            if lease != said:
+                self.log.write(events.Waiting, reason=lease)
+                said = lease
+            if why := self._asked():
+                return why
+            time.sleep(1.0)
+
+    def _stage(self) -> Verdict | None:
+        """Run the staging child; None when the data are on disk."""
+        logs = self.run.logs(self.attempt)
+        env = {**self.plan.env, "CLIPA_STOP_FILE": str(self._stop_file)}
+        argv = render.stage_argv(self.run, self.attempt)
+        child = Child(argv, env, logs / "stage.log", logs / "stage.err")
+        return self._watch([child], "staging")
+
+    def _ranks(self, lease: devices.Lease) -> Verdict:
+        logs = self.run.logs(self.attempt)
+        port = _free_port() if self.plan.world.processes > 1 else 0
+        argv = render.rank_argv(self.plan, self.run, self.attempt)
+        uuids = [gpu.uuid for gpu in lease.gpus]
+        children = []
+        for rank in range(self.plan.world.processes):
+            env = render.rank_env(self.plan, rank, port, str(self._stop_file), uuids)
+            children.append(Child(argv, env, logs / f"rank-{rank}.log", logs / f"rank-{rank}.err"))
+        self.log.write(events.Spawned, pids=tuple(child.pid for child in children), start_ticks=_ticks(children))
+        return self._watch(children, self.plan.phase) or Verdict("done")
+
+    def _watch(self, children: list[Child], what: str) -> Verdict | None:
+        """Wait for the children; None when all ended well."""
+        asked: Verdict | None = None
+        kill_at = float("inf")
+        try:
+            while any(child.poll() is None for child in children):
+                self._tick()
+                now = time.monotonic()
+                if asked is None and (asked := self._asked()):
+                    self._stop_file.write_text(asked.error or asked.outcome)
+                    kill_at = min(kill_at, now + LEAVE_S)
+                if any(child.poll() not in (None, 0, render.RESUMABLE) for child in children):
+                    kill_at = min(kill_at, now + FOLLOW_S)
+                if now > kill_at:
+                    for child in children:
+                        if child.poll() is None:
+                            child.signal(signal.SIGKILL)
+                time.sleep(TICK_S)
+        finally:
+            for child in children:
+                child.sweep()
+        return self._verdict(children, asked, what)
+
+    def _verdict(self, children: list[Child], asked: Verdict | None, what: str) -> Verdict | None:
+        codes = [child.poll() for child in children]
+        if all(code == 0 for code in codes):
+            return None
+        if asked:
+            return asked
+        by_signal = [
+            code for code, child in zip(codes, children, strict=True) if code and code < 0 and not child.signalled
+        ]
+        if by_signal:
+            name = signal.Signals(-by_signal[0]).name
+            return Verdict("killed", f"{what} was ended by {name} from outside", retry=True)
+        bad = next((i for i, code in enumerate(codes) if code not in (0, render.RESUMABLE)), None)
+        if bad is None:
+            return Verdict("stopped", f"{what} left by itself, resumable", retry=True)
+        error = self._own_words() or "\n".join(last_lines(children[bad].err)) or f"{what} exited with code {codes[bad]}"
+        return Verdict("failed", error, retry=codes[bad] != 2)
+
+    def _own_words(self) -> str:
+        ended = [
+            e for e in events.read(self.run.event_file(self.attempt, "train")) if isinstance(e, events.TrainerEnded)
+        ]
+        return ended[-1].error if ended and ended[-1].outcome == "failed" else ""
+
+    def _asked(self) -> Verdict | None:
+        """Why this attempt should leave now, if it should."""
+        if stop := records.asked_to_cancel(self.run, self.submission):
+            return Verdict("cancelled", f"cancelled by {stop.by}")
+        if records.read_stop(self.run, self.attempt):
+            return Verdict("stopped", "asked to leave by its stop file")
+        if self.leaving.reason:
+            return Verdict("stopped", self.leaving.reason)
+        if time.monotonic() > self._deadline:
+            return Verdict("stopped", f"its time limit of {self.plan.limits.time_limit_minutes} minutes is over")
+        return None
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        if now >= self._beat_due:
+            self.run.beat(self.attempt, "node")
+            self._beat_due = now + BEAT_S
+            self.leaving.tend()
+
+
+class Leaving:
+    """Whether the supervisor itself was asked to leave (a signal), and what it looks after meanwhile."""
+
+    def __init__(self) -> None:
+        self.reason = ""
+
+    def install(self) -> None:
+        """Turn every "please leave" into a reason. submitit installs handlers of its own first: ours replace them."""
+        for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._note)
+        signal.signal(signal.SIGCONT, signal.SIG_IGN)
+
+    def _note(self, number: int, _frame: object) -> None:
+        self.reason = f"its supervisor received {signal.Signals(number).name}"
+
+    def tend(self) -> None:
+        """Called every few seconds while an attempt runs."""
+
+
+def _free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def _ticks(children: list[Child]) -> tuple[int, ...]:
+    from clipa.registry.liveness import identity_of
+
+    identities = [identity_of(child.pid) for child in children]
+    return tuple(identity.start_ticks if identity else 0 for identity in identities)

@@ -1,0 +1,90 @@
+"""Child processes of the supervisor: they die with it, are told to leave by a file, and are ended group by group."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from clipa.registry.liveness import same_process
+
+_PR_SET_PDEATHSIG = 1  # prctl(2)
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def die_with_parent() -> None:
+    """Have the kernel kill this process when the thread that started it ends (prctl(2), PR_SET_PDEATHSIG)."""
+    parent = os.getppid()
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Child:
+    """One child with a process group of its own, its output in two files."""
+
+    def __init__(self, argv: Sequence[str], env: Mapping[str, str], out: Path, err: Path) -> None:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with open(out, "ab") as stdout, open(err, "ab") as stderr:
+            self._process = subprocess.Popen(
+                argv,
+                env={**os.environ, **env},
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=stderr,
+                cwd="/",
+                process_group=0,
+                preexec_fn=die_with_parent,
+            )
+        self.pid = self._process.pid
+        self.err = err
+        self.signalled = False
+
+    def poll(self) -> int | None:
+        """The exit code, negative for a signal; None while it runs."""
+        return self._process.poll()
+
+    def signal(self, number: int) -> None:
+        """Signal the whole group. What follows is our doing, not an accident."""
+        self.signalled = True
+        signal_group(self.pid, number)
+
+    def sweep(self) -> None:
+        """Kill what the child left behind in its group, for example loader workers."""
+        signal_group(self.pid, signal.SIGKILL)
+
+
+def signal_group(group: int, number: int) -> None:
+    """Signal a process group that may be gone already."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, number)
+
+
+def end_processes(processes: Sequence[tuple[int, int]], patience: float) -> bool:
+    """TERM, then KILL, the groups of (pid, start ticks) that still are those processes; True when all are gone."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        alive = [(pid, ticks) for pid, ticks in processes if same_process(pid, ticks)]
+        for pid, _ in alive:
+            signal_group(pid, number)
+        deadline = time.monotonic() + patience
+        while any(same_process(pid, ticks) for pid, ticks in alive):
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.05)
+    return not any(same_process(pid, ticks) for pid, ticks in processes)
+
+
+def last_lines(path: Path, count: int = 5) -> list[str]:
+    """The last non-empty lines of a log."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - 8192))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return []
+    return [line for line in text.splitlines() if line.strip()][-count:]

@@ -1,0 +1,86 @@
+"""The two small records that people's commands leave in a run: the intent to start it, the request to stop it."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import socket
+import time
+from typing import Literal
+
+import msgspec
+
+from clipa.registry.liveness import Identity, own_identity
+from clipa.registry.run_dir import RunDir, write_whole
+from clipa.spec.plan import Record
+
+SCHEMA = 1
+
+
+class Intent(Record, frozen=True, kw_only=True):
+    """Written before an attempt is submitted. `submission` is the first attempt of the same submission: the limit
+    of attempts counts from it, and a request to stop any attempt since then stops the submission."""
+
+    attempt: int
+    submission: int
+    t: float
+    reason: Literal["submit", "restart", "resume"]
+    by: Identity
+    schema: int = SCHEMA
+
+
+class Stop(Record, frozen=True, kw_only=True):
+    """A request to leave. `why` is `cancel` when a person asked."""
+
+    why: str
+    by: str
+    t: float
+    schema: int = SCHEMA
+
+
+def write_intent(run: RunDir, attempt: int, submission: int, reason: Literal["submit", "restart", "resume"]) -> None:
+    """Record that this process is about to start an attempt."""
+    intent = Intent(attempt=attempt, submission=submission, t=time.time(), reason=reason, by=own_identity())
+    write_whole(run.intent(attempt), msgspec.json.encode(intent))
+
+
+def read_intent(run: RunDir, attempt: int) -> Intent | None:
+    """The intent of an attempt; None when there is none that can be read."""
+    try:
+        return msgspec.json.decode(run.intent(attempt).read_bytes(), type=Intent)
+    except (OSError, msgspec.MsgspecError):
+        return None
+
+
+def write_stop(run: RunDir, attempt: int, why: str) -> None:
+    """Ask an attempt to leave."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        user = str(os.getuid())
+    stop = Stop(why=why, by=f"{user}@{socket.gethostname()}", t=time.time())
+    write_whole(run.stop_file(attempt), msgspec.json.encode(stop))
+
+
+def read_stop(run: RunDir, attempt: int) -> Stop | None:
+    """The request to stop an attempt; a file that cannot be read is a request all the same (somebody typed `touch`)."""
+    path = run.stop_file(attempt)
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Stop)
+    except FileNotFoundError:
+        return None
+    except (OSError, msgspec.MsgspecError):
+        return Stop(why="stop file", by="unknown", t=0.0)
+
+
+def asked_to_cancel(run: RunDir, submission: int) -> Stop | None:
+    """The newest request by a person to stop any attempt of a submission."""
+    try:
+        names = os.listdir(run.path / "control")
+    except OSError:
+        return None
+    numbers = sorted(int(name[5:]) for name in names if name.startswith("stop-") and name[5:].isdecimal())
+    for attempt in reversed(numbers):
+        if attempt >= submission and (stop := read_stop(run, attempt)) and stop.why == "cancel":
+            return stop
+    return None
