@@ -20,7 +20,7 @@ _LISTED = re.compile(r"^GPU (\d+): (.*) \(UUID: (GPU-[0-9a-fA-F-]+)\)$", re.MULT
 class Gpu(NamedTuple):
     """One GPU as `nvidia-smi -L` lists it."""
 
-    index: int
+    number: int
     name: str
     uuid: str
 
@@ -31,11 +31,11 @@ def gpus(visible: str | None = None) -> list[Gpu]:
         listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return []
-    found = [Gpu(int(index), name, uuid) for index, name, uuid in _LISTED.findall(listed.stdout)]
+    found = [Gpu(int(number), name, uuid) for number, name, uuid in _LISTED.findall(listed.stdout)]
     if visible is None:
         return found
     words = [word.strip() for word in visible.split(",") if word.strip()]
-    return [gpu for word in words for gpu in found if word in (str(gpu.index), gpu.uuid)]
+    return [gpu for word in words for gpu in found if word in (str(gpu.number), gpu.uuid)]
 
 
 class Lease(NamedTuple):
@@ -59,7 +59,7 @@ def try_lease(run_root: Path, candidates: Sequence[Gpu], count: int, holder: str
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             who = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process"
-            busy.append(f"GPU {gpu.index} is leased to {who}")
+            busy.append(f"GPU {gpu.number} is leased to {who}")
             os.close(descriptor)
             continue
         os.ftruncate(descriptor, 0)

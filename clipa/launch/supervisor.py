@@ -1,4 +1,4 @@
-"""The supervisor: runs the phases of one submission in order, restarts what crashed, and stops when that cannot help."""
+"""The supervisor: runs the phases of a submission in order, restarts what crashed, stops when that cannot help."""
 
 from __future__ import annotations
 

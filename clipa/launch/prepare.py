@@ -1,0 +1,271 @@
+"""From what the user typed to plans: everything that can be checked before queueing is checked here."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import clipa
+from clipa.errors import ConfigError, MissingPart, StorageError, did_you_mean
+from clipa.launch import devices, weights
+from clipa.registry import provenance
+from clipa.spec import budget, catalog
+from clipa.spec.cluster import Cluster, Dataset
+from clipa.spec.job import Eval, EvalSet, Phase, Recipe, TrainPhase
+from clipa.spec.load import LoadedRecipe
+from clipa.spec.plan import Data, EvalData, Limits, Plan, Weights, World
+from clipa.storage import manifest as manifests
+from clipa.storage.dataset import index, side_file
+from clipa.storage.manifest import Manifest
+
+
+class Prepared(NamedTuple):
+    """Plans in the order of their phases, and the manifests that they pin (by digest)."""
+
+    plans: tuple[Plan, ...]
+    manifests: dict[str, Manifest]
+
+
+class Request(NamedTuple):
+    """What the user asked for, with every default settled."""
+
+    recipe: LoadedRecipe
+    cluster: Cluster
+    phases: tuple[str, ...]
+    name: str
+    init: Weights | None
+    run_root: Path
+    cache: Path
+    datasets: dict[str, Dataset]
+
+
+def folders(cluster: Cluster, default_run_root: str) -> tuple[Path, Path]:
+    """(run root, cache) of a cluster: CLIPA_RUN_ROOT, the profile, the project or user, built in."""
+    run_root = os.environ.get("CLIPA_RUN_ROOT") or cluster.run_root or default_run_root
+    cache = cluster.cache or str(catalog.user_folder("cache"))
+    return _expand(run_root or str(catalog.user_folder("data") / "runs")), _expand(cache)
+
+
+def _expand(path: str) -> Path:
+    return Path(os.path.abspath(os.path.expanduser(os.path.expandvars(path))))
+
+
+def prepare(request: Request) -> Prepared:
+    """Make the plans of a submission.
+
+    Raises:
+        InputError: anything that the user can mend, before anything was queued.
+        StorageError: the store does not answer.
+    """
+    _require_training_part()
+    recipe, cluster = request.recipe.recipe, request.cluster
+    world = _world(cluster)
+    shelf = _Shelf(request)
+    created = time.time()
+    group = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime(created))}-{os.urandom(2).hex()}"
+    plans: list[Plan] = []
+    init, parent = request.init, ""
+    for name in request.phases:
+        phase = recipe.phases[name]
+        where = f"{request.recipe.path}: phases.{name}"
+        plan = Plan(
+            run=f"{group}-{name}",
+            group=group,
+            created=created,
+            recipe=recipe.name,
+            recipe_digest=request.recipe.digest,
+            phase=name,
+            cluster=cluster.name,
+            backend=cluster.backend,
+            model=recipe.model,
+            settings=phase,
+            world=_fitting(world, phase, where),
+            limits=Limits(max_attempts=cluster.max_attempts, time_limit_minutes=cluster.time_limit_minutes),
+            code=provenance.code(),
+            run_root=str(request.run_root),
+            cache=str(request.cache),
+            name=request.name,
+            seed=recipe.seed,
+            parent=parent,
+            data=shelf.pin(phase.data, where) if not isinstance(phase, Eval) else None,
+            evals={word: shelf.eval_data(word, recipe.evals[word]) for word in _sets(phase)},
+            init=init,
+            steps=0 if isinstance(phase, Eval) else budget.steps_of(phase.samples, phase.batch),
+            warmup_steps=0 if isinstance(phase, Eval) else phase.optim.warmup_samples // phase.batch,
+            env=dict(cluster.env),
+        )
+        plans.append(plan)
+        if not isinstance(phase, Eval):
+            init, parent = Weights(ref=f"run:{plan.run}@final", run=plan.run), plan.run
+    return Prepared(tuple(plans), shelf.manifests)
+
+
+def select_phases(recipe: Recipe, what: str, where: str) -> tuple[str, ...]:
+    """The recipe's phases for `pretrain`, `finetune`, `eval` or `pipeline` (all).
+
+    Raises:
+        ConfigError: the recipe has none of that kind.
+    """
+    chosen = tuple(name for name, phase in recipe.phases.items() if what in ("pipeline", kind_of(phase)))
+    if not chosen:
+        have = ", ".join(f"{name} ({kind_of(phase)})" for name, phase in recipe.phases.items())
+        raise ConfigError(f"the recipe has no {what} phase", where=where, allowed=have, hint=f"add [phases.{what}]")
+    return chosen
+
+
+def kind_of(phase: Phase) -> str:
+    """pretrain, finetune or eval."""
+    return str(phase.__struct_config__.tag)
+
+
+def needs_weights(recipe: Recipe, phases: Sequence[str]) -> bool:
+    """Whether the first of these phases starts from weights that no phase before it in the list makes."""
+    return kind_of(recipe.phases[phases[0]]) != "pretrain"
+
+
+def check_init(request: Request) -> None:
+    """Refuse starting weights of another model before anything is queued."""
+    if request.init is not None:
+        weights.check(request.init, request.recipe.recipe.model, request.run_root)
+
+
+def _sets(phase: Phase) -> tuple[str, ...]:
+    return phase.sets if isinstance(phase, Eval) else phase.evaluate.sets
+
+
+def _world(cluster: Cluster) -> World:
+    found = devices.gpus(os.environ.get("CUDA_VISIBLE_DEVICES")) if cluster.gpus != 0 else []
+    wanted = len(found) if cluster.gpus == "auto" else cluster.gpus
+    if wanted > len(found):
+        raise ConfigError(
+            f"the cluster profile asks for {wanted} GPUs, nvidia-smi lists {len(found)} here",
+            where=f"cluster {cluster.name}: gpus",
+            allowed=f'"auto" or 0..{len(found)}',
+            hint="set gpus = 0 to train on the CPU",
+        )
+    processes = wanted or cluster.processes
+    cores = len(os.sched_getaffinity(0))
+    threads = cluster.threads or max(1, cores // processes)
+    return World(processes=processes, gpus=wanted, threads=threads, loader_workers=cluster.loader_workers)
+
+
+def _fitting(world: World, phase: Phase, where: str) -> World:
+    if isinstance(phase, TrainPhase) and phase.batch % world.processes:
+        near = [n for n in range(1, phase.batch + 1) if phase.batch % n == 0]
+        below = max(n for n in near if n <= world.processes)
+        above = min((n for n in near if n >= world.processes), default=below)
+        raise ConfigError(
+            f"batch {phase.batch} is not divisible by {world.processes} processes",
+            where=f"{where}.batch",
+            allowed=f"{below} or {above} processes, or a batch that is a multiple of {world.processes}",
+        )
+    return world
+
+
+def _require_training_part() -> None:
+    missing = [name for name in ("torch", "timm", "webdataset") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingPart(
+            f"this environment cannot train: {', '.join(missing)} not installed",
+            where=sys.prefix,
+            hint="pip install 'clipa[train]'",
+        )
+
+
+class _Shelf:
+    """Resolves the names of datasets to URLs, indexes each once, and keeps the manifests."""
+
+    def __init__(self, request: Request) -> None:
+        self.bound = {**request.datasets, **{k: catalog.as_dataset(v) for k, v in request.cluster.datasets.items()}}
+        self.cluster = request.cluster.name
+        self.manifests: dict[str, Manifest] = {}
+        self._pinned: dict[str, Data] = {}
+
+    def pin(self, word: str, where: str) -> Data:
+        """The dataset of this name or URL, pinned by the digest of its manifest."""
+        if word not in self._pinned:
+            source = self._resolve(word, where)
+            manifest = index(source)
+            self.manifests[manifest.digest] = manifest
+            self._pinned[word] = Data(
+                name=word,
+                source=source,
+                manifest=manifest.digest,
+                shards=len(manifest.shards),
+                bytes=manifest.bytes,
+                samples=manifest.samples,
+            )
+        return self._pinned[word]
+
+    def eval_data(self, name: str, eval_set: EvalSet) -> EvalData:
+        """An evaluation set with its class names and templates, from the recipe or from beside its shards."""
+        data = self.pin(eval_set.data, f"evals.{name}")
+        classes = eval_set.classes or self._lines(data, manifests.CLASSNAMES)
+        templates = eval_set.templates or self._lines(data, manifests.TEMPLATES)
+        for what, found, file in (
+            ("classes", classes, manifests.CLASSNAMES),
+            ("templates", templates, manifests.TEMPLATES),
+        ):
+            if not found:
+                raise ConfigError(
+                    f"the evaluation set has no {what}",
+                    where=f"evals.{name}",
+                    hint=f"give {what} = [...] in the recipe, or put {file} beside the shards",
+                )
+        return EvalData(data=data, classes=classes, templates=templates)
+
+    @staticmethod
+    def _lines(data: Data, file: str) -> tuple[str, ...]:
+        text = side_file(data.source, file) or ""
+        return tuple(line.strip() for line in text.splitlines() if line.strip())
+
+    def _resolve(self, word: str, where: str) -> Dataset:
+        if word in self.bound:
+            return self.bound[word]
+        if word.startswith("demo://"):
+            return Dataset(url=_demo_bucket(word))
+        if "://" in word or word.startswith(("/", "~", "./", "../")):
+            return Dataset(url=word)
+        raise ConfigError(
+            f"the dataset {word!r} is not bound to a URL",
+            where=where,
+            allowed=", ".join(self.bound) or "no dataset is bound yet; a URL is allowed too",
+            hint=did_you_mean(word, self.bound)
+            or f'add to clipa.toml or to the cluster profile {self.cluster}:  [datasets]  {word} = "s3://BUCKET/FOLDER"',
+        )
+
+
+def _demo_bucket(url: str) -> str:
+    """The folder of a demo split; its bucket is made on first use by `clipa data demo`."""
+    kind, _, split = url.removeprefix("demo://").partition("/")
+    if kind != "digits" or split not in ("train", "val", "test"):
+        raise ConfigError(
+            "no such demo data", where=url, allowed="demo://digits/train, demo://digits/val, demo://digits/test"
+        )
+    bucket = catalog.user_folder("cache") / "demo" / f"{kind}-{clipa.__version__}"
+    if not all((bucket / name / manifests.MANIFEST_NAME).is_file() for name in ("train", "val", "test")):
+        make_demo(str(bucket))
+    return str(bucket / split)
+
+
+def make_demo(url: str) -> None:
+    """Write the demo's shards to a URL.
+
+    Raises:
+        MissingPart: scikit-learn is not installed here.
+        StorageError: the maker failed; its last words are in the message.
+    """
+    if importlib.util.find_spec("sklearn") is None:
+        raise MissingPart("the demo's digits come with scikit-learn, which is not installed here",
+                          hint="pip install 'clipa[train]'")  # fmt: skip
+    made = subprocess.run(
+        [sys.executable, "-m", "clipa.data.demo", url], capture_output=True, text=True, check=False, cwd="/"
+    )
+    if made.returncode:
+        raise StorageError("the demo data could not be made", where=url, hint=made.stderr.strip()[-400:])
