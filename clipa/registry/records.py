@@ -19,7 +19,8 @@ SCHEMA = 1
 
 class Intent(Record, frozen=True, kw_only=True):
     """Written before an attempt is submitted. `submission` is the first attempt of the same submission: the limit
-    of attempts counts from it, and a request to stop any attempt since then stops the submission."""
+    of attempts counts from it, and a request to stop any attempt since then stops the submission.
+    """
 
     attempt: int
     submission: int

@@ -1,0 +1,1 @@
+"""From staged shards to batches: which sample, its bytes, its pixels, its tokens."""

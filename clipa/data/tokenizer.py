@@ -1,0 +1,154 @@
+"""Captions to token ids: the one door to open_clip, of which only the tokenizer's file is loaded.
+
+`import open_clip` pulls in torchvision, which fails where torchvision's build does not match torch's (CUDA build
+with a CPU torch), and it takes seconds. The tokenizer's file needs only ftfy, regex, numpy and torch.
+"""
+
+from __future__ import annotations
+
+import heapq
+import importlib.util
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
+from typing import Protocol
+
+import torch
+
+from clipa.errors import ConfigError, MissingPart, did_you_mean
+from clipa.reduction.text import truncate
+
+_CACHED_WORDS = 200_000
+"""Words whose ids are remembered (about 40 MB); the memory is emptied when full, which changes no id."""
+
+_SHORT_WORD = 64
+"""Characters up to which open_clip's own merging is used; it is quadratic: 10,000 letters take it a minute."""
+
+
+class _OpenClip(Protocol):
+    """What is used of open_clip's SimpleTokenizer."""
+
+    bpe_ranks: dict[tuple[str, str], int]
+    byte_encoder: dict[int, str]
+    encoder: dict[str, int]
+    cache: dict[str, str]
+    sot_token_id: int
+    eot_token_id: int
+
+
+def _load_module() -> ModuleType:
+    package = importlib.util.find_spec("open_clip")
+    folders = list(package.submodule_search_locations or []) if package else []
+    if not folders:
+        raise MissingPart("open_clip is not installed here", hint="pip install 'clipa[train]'")
+    path = Path(folders[0]) / "tokenizer.py"
+    spec = importlib.util.spec_from_file_location("clipa_open_clip_tokenizer", path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise MissingPart("this open_clip has no tokenizer.py", where=str(path), hint="pip install 'clipa[train]'")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Tokenizer:
+    """CLIP's byte-pair encoding: the ids of open_clip's SimpleTokenizer, with a bounded memory of words."""
+
+    def __init__(self) -> None:
+        source = _load_module().SimpleTokenizer()
+        self._source: _OpenClip = source
+        self._clean: Callable[[str], str] = source.clean_fn
+        self._merge: Callable[[str], str] = source.bpe
+        self._words = source.pat.finditer
+        self._special = dict(source.cache)
+        self._known: dict[str, tuple[int, ...]] = {}
+        self.start = int(source.sot_token_id)
+        self.end = int(source.eot_token_id)
+        self.vocabulary = int(source.vocab_size)
+
+    def encode(self, captions: Sequence[str], tokens: int) -> torch.Tensor:
+        """Token ids of captions, int64 [len(captions), tokens]: start, words, end, zeros (see `truncate`)."""
+        rows = [truncate(self._ids(text, tokens - 2), tokens, start=self.start, end=self.end) for text in captions]
+        return torch.tensor(rows, dtype=torch.int64).reshape(len(rows), tokens)
+
+    def _ids(self, text: str, enough: int) -> list[int]:
+        """At least `enough` ids of a text's start, or all that it has."""
+        found: list[int] = []
+        for match in self._words(self._clean(text)):
+            word = match.group()
+            ids = self._known.get(word)
+            if ids is None:
+                ids = self._learn(word)
+            found.extend(ids)
+            if len(found) >= enough:
+                break
+        return found
+
+    def _learn(self, word: str) -> tuple[int, ...]:
+        if len(self._known) >= _CACHED_WORDS:
+            self._known.clear()
+        symbols = "".join(self._source.byte_encoder[byte] for byte in word.encode("utf-8"))
+        if len(symbols) <= _SHORT_WORD:
+            parts = self._merge(symbols).split(" ")
+            if symbols not in self._special:
+                self._source.cache.pop(symbols, None)
+        else:
+            parts = merged(symbols, self._source.bpe_ranks)
+        ids = tuple(self._source.encoder[part] for part in parts)
+        if len(symbols) <= _SHORT_WORD:
+            self._known[word] = ids
+        return ids
+
+
+def merged(symbols: str, ranks: dict[tuple[str, str], int]) -> list[str]:
+    """Byte-pair merges of a word in O(n log n), equal to merging all of the best pair, left to right, again and again.
+
+    A merge makes only pairs of a higher rank (they were learned later), so a queue ordered by (rank, place) visits
+    the pairs in the same order.
+    """
+    parts: list[str | None] = [*symbols[:-1], symbols[-1] + "</w>"]
+    after = list(range(1, len(parts) + 1))
+    before = list(range(-1, len(parts) - 1))
+    queue: list[tuple[int, int, str, str]] = []
+
+    def offer(left: int) -> None:
+        if left < 0 or after[left] >= len(parts):
+            return
+        first, second = parts[left], parts[after[left]]
+        if first is not None and second is not None and (rank := ranks.get((first, second))) is not None:
+            heapq.heappush(queue, (rank, left, first, second))
+
+    for place in range(len(parts)):
+        offer(place)
+    while queue:
+        _, left, first, second = heapq.heappop(queue)
+        right = after[left]
+        if parts[left] != first or right >= len(parts) or parts[right] != second:
+            continue
+        parts[left], parts[right] = first + second, None
+        after[left] = after[right]
+        if after[left] < len(parts):
+            before[after[left]] = left
+        offer(left)
+        offer(before[left])
+    return [part for part in parts if part is not None]
+
+
+_TOKENIZERS: dict[str, Callable[[], Tokenizer]] = {"clip-bpe": Tokenizer}
+
+
+@lru_cache(maxsize=4)
+def tokenizer(name: str) -> Tokenizer:
+    """The tokenizer of that name; one per process.
+
+    Raises:
+        ConfigError: an unknown name.
+        MissingPart: open_clip is not installed.
+    """
+    if name not in _TOKENIZERS:
+        raise ConfigError(
+            f"unknown tokenizer {name!r}",
+            allowed=", ".join(_TOKENIZERS),
+            hint=did_you_mean(name, _TOKENIZERS),
+        )
+    return _TOKENIZERS[name]()

@@ -1,0 +1,13 @@
+"""Image reductions: with how many pixels an image enters. `resize` makes the image smaller and keeps every patch of it."""
+
+from __future__ import annotations
+
+from clipa.spec.job import ImageInput
+
+
+def decoded_size(image: ImageInput) -> int:
+    """Side in pixels at which the decoder must deliver an image, so that the reduction can do its work.
+
+    `resize` delivers the reduced image itself: the tokens that follow are `clipa.spec.budget.image_tokens`.
+    """
+    return image.size
