@@ -1,4 +1,4 @@
-"""Is a process alive? Asked beyond doubt: pid, its start time, the boot, the pid namespace and the host must all match."""
+"""Is a process alive? Asked beyond doubt: pid, start time, boot, pid namespace and host must all match."""
 
 from __future__ import annotations
 

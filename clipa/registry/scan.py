@@ -11,7 +11,7 @@ from typing import NamedTuple
 import msgspec
 
 from clipa.registry import events, records
-from clipa.registry.index import Index
+from clipa.registry.index import Index, fingerprint
 from clipa.registry.liveness import Identity, is_alive
 from clipa.registry.run_dir import RunDir
 from clipa.registry.state import Facts, Point, RunStatus, Score, State, reduce
@@ -22,6 +22,7 @@ HISTORY = 200
 SPEEDS = 20
 _MARKS = ("plan.json", "events", "intents", "attempts")
 _LARGEST = 64 << 20
+_RANK = {"pretrain": 0, "finetune": 1, "eval": 2}
 
 
 class Diagnostic(Record, frozen=True, kw_only=True):
@@ -55,19 +56,15 @@ def scan(roots: Sequence[Path], now: float | None = None) -> Scan:
     with Index() as index:
         diagnostics = list(index.diagnostics())
         for run in _folders(roots, diagnostics):
-            reading = index.get(run) or index.put(run, read(run))
+            mark = fingerprint(run)
+            reading = index.get(run, mark) or index.put(run, mark, read(run))
             diagnostics.extend(reading.diagnostics)
             if reading.facts:
                 found = reading.facts
                 statuses.append(reduce(found, is_alive, beat_age(run, found.attempt, now), now))
                 facts[found.plan.run] = found
-    statuses.sort(key=lambda status: (status.created, _order(status, statuses)))
+    statuses.sort(key=lambda status: (status.created, _RANK[status.kind], status.phase))
     return Scan(statuses, facts, diagnostics)
-
-
-def _order(status: RunStatus, statuses: Sequence[RunStatus]) -> int:
-    """Runs of one group have one time: those that others start from come first, evaluations last."""
-    return {"pretrain": 0, "finetune": 1, "eval": 2}[status.kind]
 
 
 def _folders(roots: Iterable[Path], diagnostics: list[Diagnostic]) -> Iterator[RunDir]:

@@ -1,0 +1,99 @@
+"""Stopping and resuming what runs on this machine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from clipa.errors import InputError, LaunchError
+from clipa.launch import create
+from clipa.launch.children import end_processes
+from clipa.registry import events, records
+from clipa.registry.liveness import is_alive
+from clipa.registry.run_dir import RunDir
+from clipa.registry.scan import scan
+from clipa.registry.state import RunStatus, State
+
+PATIENCE_S = 75.0
+"""Seconds that a run gets to leave by itself: the supervisor gives its processes 60 to save."""
+
+
+def cancel(runs: Sequence[RunStatus], patience: float = PATIENCE_S) -> list[RunStatus]:
+    """Ask runs to leave and see that they do: first by their control file, then by ending their processes.
+
+    Returns:
+        Their states afterwards.
+    """
+    live = [run for run in runs if run.state.is_live or run.state is State.UNKNOWN]
+    for run in reversed(live):
+        folder = RunDir(Path(run.root) / run.run)
+        records.write_stop(folder, max([1, *folder.intents()]), "cancel")
+    wanted = {run.run for run in live}
+    roots = sorted({Path(run.root) for run in runs})
+    deadline = time.monotonic() + patience
+    while True:
+        found = [s for s in scan(roots).statuses if s.run in wanted]
+        left = [s for s in found if s.state.is_live]
+        if not left:
+            break
+        if time.monotonic() > deadline:
+            for status in left:
+                _end(RunDir(Path(status.root) / status.run))
+            break
+        time.sleep(0.1)
+    _close_unheld(roots, wanted)
+    everything = {run.run for run in runs}
+    return [s for s in scan(roots).statuses if s.run in everything]
+
+
+def _end(run: RunDir) -> None:
+    """End the recorded processes of a run's newest attempt: its supervisor, then its ranks."""
+    found = scan([run.path.parent]).facts.get(run.id)
+    if found is None or found.holder is None or is_alive(found.holder) is not True:
+        return
+    processes = [(found.holder.pid, found.holder.start_ticks)]
+    for event in events.read(run.event_file(found.attempt, "supervisor")):
+        if isinstance(event, events.Spawned):
+            processes += list(zip(event.pids, event.start_ticks, strict=True))
+    if not end_processes(processes, patience=10.0):
+        raise LaunchError("its processes cannot be ended", where=run.id, hint=f"look at {processes}")
+
+
+def _close_unheld(roots: Sequence[Path], wanted: set[str]) -> None:
+    """Runs whose supervisor is gone cannot write their own end: the command that cancels them does."""
+    for status in scan(roots).statuses:
+        if status.run in wanted and status.state is State.INTERRUPTED:
+            run = RunDir(Path(status.root) / status.run)
+            writer = events.EventWriter(run, max([1, *run.intents()]), "cancel")
+            writer.write(events.Ended, outcome="cancelled", final=True, error="cancelled while nothing ran")
+            writer.close()
+
+
+def resume(runs: Sequence[RunStatus]) -> list[RunStatus]:
+    """Start the next attempt of runs that are neither DONE nor live, and of the phases behind them, group by group.
+
+    Raises:
+        InputError: there is nothing to resume.
+        LaunchError: the job could not be started.
+    """
+    if all(run.state is State.DONE or run.state.is_live for run in runs):
+        said = ", ".join(f"{run.run} is {run.state.value}" for run in runs)
+        raise InputError("there is nothing to resume", where=said)
+    resumed: list[RunStatus] = []
+    for root in sorted({Path(run.root) for run in runs}):
+        with create.only_one(root):
+            for group in sorted({run.group for run in runs if Path(run.root) == root}):
+                everything = [s for s in scan([root]).statuses if s.group == group]
+                asked = {run.run for run in runs}
+                first = next(i for i, s in enumerate(everything) if s.run in asked and _resumable(s))
+                again = [s for s in everything[first:] if _resumable(s)]
+                paths = [Path(s.root) / s.run for s in again]
+                tasks = create.resume(paths)
+                create.start(tasks, [create.read_plan(path) for path in paths])
+                resumed += again
+    return resumed
+
+
+def _resumable(status: RunStatus) -> bool:
+    return status.state is not State.DONE and not status.state.is_live

@@ -1,0 +1,91 @@
+"""Run folders from plans, and their submission. Nothing is lost between intent and submission."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from clipa.errors import ConfigError
+from clipa.launch.prepare import Prepared
+from clipa.launch.submit import submit_local
+from clipa.launch.supervisor import Task
+from clipa.registry import events, provenance, records
+from clipa.registry.liveness import Identity
+from clipa.registry.roots import remember
+from clipa.registry.run_dir import RunDir, write_whole
+from clipa.spec import plan as plans
+from clipa.spec.plan import Plan
+from clipa.storage import manifest as manifests
+
+FIRST = 1
+_MARGIN_MINUTES = 10
+
+
+@contextlib.contextmanager
+def only_one(run_root: Path) -> Iterator[None]:
+    """One submission at a time in a run root, so that a `--name` is never taken twice."""
+    try:
+        run_root.mkdir(parents=True, exist_ok=True)
+        lock = open(run_root / ".submit.lock", "a")
+    except OSError as error:
+        raise ConfigError(
+            f"the run root cannot be written: {error.strerror}",
+            where=str(run_root),
+            hint="set CLIPA_RUN_ROOT, or run_root in clipa.toml or in the cluster profile",
+        ) from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def create(prepared: Prepared) -> list[RunDir]:
+    """Write the folders of new runs, the plan last: a folder without a plan is no run yet."""
+    runs = []
+    for plan in prepared.plans:
+        run = RunDir(Path(plan.run_root) / plan.run)
+        for digest in {data.manifest for data in _all_data(plan)}:
+            write_whole(run.manifest(digest), manifests.encode(prepared.manifests[digest]))
+        provenance.write(run)
+        records.write_intent(run, FIRST, FIRST, "submit")
+        write_whole(run.plan, plans.encode(plan))
+        runs.append(run)
+    remember(Path(prepared.plans[0].run_root))
+    return runs
+
+
+def start(tasks: Sequence[Task], the_plans: Sequence[Plan]) -> Identity:
+    """Hand runs whose intents are written to the machine.
+
+    Raises:
+        LaunchError: the job could not be started; the runs show INTERRUPTED with the command that resumes them.
+    """
+    first = RunDir(tasks[0].path)
+    minutes = sum(plan.limits.time_limit_minutes for plan in the_plans) + _MARGIN_MINUTES
+    job = submit_local(tasks, first.logs(tasks[0].submission) / "submitit", minutes)
+    for task in tasks:
+        writer = events.EventWriter(RunDir(task.path), task.submission, "submit")
+        writer.write(events.Submitted, job=str(job.pid), host=job.host)
+        writer.close()
+    return job
+
+
+def resume(run_paths: Sequence[Path]) -> list[Task]:
+    """Write the intents of the next attempt of runs that are not live, in the order given."""
+    tasks = []
+    for path in run_paths:
+        run = RunDir(path)
+        attempt = max([0, *run.intents(), *run.claimed()]) + 1
+        records.write_intent(run, attempt, attempt, "resume")
+        tasks.append(Task(str(path), attempt))
+    return tasks
+
+
+def read_plan(path: Path) -> Plan:
+    """The plan of a run that was read before."""
+    return plans.decode(RunDir(path).plan.read_bytes())
+
+
+def _all_data(plan: Plan) -> list[plans.Data]:
+    return [data for data in (plan.data, *(e.data for e in plan.evals.values())) if data is not None]
