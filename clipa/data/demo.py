@@ -1,168 +1,202 @@
-"""The demo's data: scikit-learn's 1,797 scans of handwritten digits as image-text shards in a bucket.
+"""The demo's data: `python -m clipa.data.demo URL [--json]`.
 
-`python -m clipa.data.demo URL` writes URL/train, URL/val and URL/test. The scans are split before anything else is
-done with them, so that no scan of the test set is ever seen in training. Each training scan comes with several
-captions of a small grammar; nothing in a caption is false. The same version writes the same bytes.
-
-Source of the scans: E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits" (UCI), as bundled with
-scikit-learn (sklearn.datasets.load_digits).
+scikit-learn's 1,797 handwritten digits (UCI Optical Recognition of Handwritten Digits, 8x8 pixels of 16 levels),
+split by scan, then written as webdataset shards under URL/train, URL/val and URL/test.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-import io
-import json
 import sys
-from typing import NamedTuple
+from io import BytesIO
 
+import msgspec
 import numpy as np
-from PIL import Image, ImageOps
+from numpy.typing import NDArray
+from PIL import Image
 
-from clipa.data.tars import write_tar
+from clipa.data.captions import TEMPLATES, WORDS, caption
+from clipa.data.order import Draws, Purpose, permutation
+from clipa.data.wds import shard_bytes
 from clipa.errors import ClipaError, MissingPart
-from clipa.storage import manifest as manifests
+from clipa.spec.plan import Record
 from clipa.storage.dataset import publish_manifest
-from clipa.storage.manifest import Manifest, Shard
+from clipa.storage.manifest import CLASSNAMES, MANIFEST_NAME, Manifest, Shard
+from clipa.storage.manifest import TEMPLATES as TEMPLATES_NAME
 from clipa.storage.store import Store
 
-TEST, VAL = 360, 200
-CAPTIONS_EACH = 4
-SHARD_SAMPLES = 1_024
-PIXELS = 64
-NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-TEMPLATES = (
-    "a scan of the handwritten digit {}.",
-    "a photo of the number {}.",
-    "the digit {} written by hand.",
-    "someone wrote the number {}.",
-    "a handwritten {}.",
-)
-_OPENINGS = (
-    "a scan of",
-    "a photo of",
-    "a picture of",
-    "an image of",
-    "a small scan of",
-    "this is",
-    "we see",
-    "here is",
-)
-_THINGS = (
-    "the handwritten digit {}",
-    "the number {}",
-    "a handwritten {}",
-    "the digit {} written by hand",
-    "a {} that someone wrote",
-    "the figure {} in white on black",
-)
-_SENTENCES = ("someone wrote the number {}", "the number written here is {}", "a person drew the digit {} by hand")
+VERSION = 1
+"""Raise it when a byte of the output changes: then older buckets are written again."""
+
+_STAMP = "demo.json"
+_SEED = 20_230_511
+_SIZE = 64
+_QUALITY = 90
+_HELD_OUT = {"test": 360, "val": 200}
+_CAPTIONS = {"train": 4, "val": 1, "test": 1}
+_PER_SHARD = 1_250
 
 
-class Split(NamedTuple):
-    """Scans of one split: uint8 [n, 8, 8] with values 0..16, and their digits."""
-
-    name: str
-    scans: np.ndarray
-    digits: np.ndarray
+class _Stamp(Record, frozen=True, kw_only=True):
+    version: int
 
 
-def splits() -> tuple[Split, ...]:
-    """train, val and test, by scan, each with its share of every digit. The split never changes."""
+class Split(Record, frozen=True, kw_only=True):
+    """One written split: scans (distinct images) and samples (image and caption), size in bytes."""
+
+    url: str
+    digest: str
+    scans: int
+    samples: int
+    shards: int
+    bytes: int
+
+
+class Written(Record, frozen=True, kw_only=True):
+    """What `write` did. `written` is False where this version was there already."""
+
+    url: str
+    version: int
+    written: bool
+    splits: dict[str, Split]
+
+
+def split_scans(digits: NDArray[np.int64]) -> dict[str, list[int]]:
+    """Numbers of the scans of train, val and test: disjoint, each with every class in proportion, always the same."""
+    shares: dict[str, list[int]] = {name: [] for name in _HELD_OUT}
+    rest: list[int] = []
+    by_class = [np.flatnonzero(digits == digit) for digit in range(10)]
+    order = [scans[permutation(len(scans), _SEED, Purpose.SPLIT, epoch=d)].tolist() for d, scans in enumerate(by_class)]
+    for name, count in _HELD_OUT.items():
+        for scans, share in zip(order, _proportional([len(s) for s in by_class], count), strict=True):
+            shares[name] += scans[:share]
+            del scans[:share]
+    for scans in order:
+        rest += scans
+    return {"train": sorted(rest), **{name: sorted(scans) for name, scans in shares.items()}}
+
+
+def _proportional(sizes: list[int], total: int) -> list[int]:
+    """`total` divided in proportion to sizes, by largest remainder."""
+    exact = [size * total / sum(sizes) for size in sizes]
+    shares = [int(value) for value in exact]
+    by_remainder = sorted(range(len(sizes)), key=lambda i: (shares[i] - exact[i], i))
+    for index in by_remainder[: total - sum(shares)]:
+        shares[index] += 1
+    return shares
+
+
+def render(scan: NDArray[np.float64]) -> Image.Image:
+    """An 8x8 scan of levels 0..16, enlarged smoothly to 64x64 pixels, RGB."""
+    grey = Image.fromarray((scan * (255 / 16)).round().clip(0, 255).astype(np.uint8))
+    return grey.resize((_SIZE, _SIZE), Image.Resampling.BICUBIC).convert("RGB")
+
+
+def _jpeg(scan: NDArray[np.float64]) -> bytes:
+    buffer = BytesIO()
+    render(scan).save(buffer, "JPEG", quality=_QUALITY)
+    return buffer.getvalue()
+
+
+def _digits() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise MissingPart("scikit-learn is not installed here", hint="pip install 'clipa[train]'") from error
-    scans, digits = load_digits(return_X_y=True)
-    scans = scans.reshape(-1, 8, 8).astype(np.uint8)
-    order = np.random.Generator(np.random.Philox(2305_07017)).permutation(len(scans))
-    # Stratified: walk through the shuffled scans digit by digit, so that every tenth of a split is one digit.
-    order = order[np.argsort(digits[order], kind="stable")]
-    ranks = np.argsort(np.argsort(np.arange(len(order)) * 7 % len(order), kind="stable"), kind="stable")
-    shuffled = order[np.argsort(ranks, kind="stable")]
-    test, val, train = shuffled[:TEST], shuffled[TEST : TEST + VAL], shuffled[TEST + VAL :]
-    return tuple(
-        Split(name, scans[part], digits[part]) for name, part in (("train", train), ("val", val), ("test", test))
+    bunch = load_digits()
+    return bunch.images, bunch.target.astype(np.int64)
+
+
+def write(url: str) -> Written:
+    """Write the demo's three datasets under a URL; where this version is complete, only look.
+
+    Raises:
+        InputError: the URL can't be used.
+        StorageError: bytes could not be written.
+    """
+    root = Store(url)
+    fresh = not _complete(root)
+    scans, digits = _digits()
+    splits = {}
+    for name, numbers in split_scans(digits).items():
+        shards = _shards(name, numbers, scans, digits)
+        splits[name] = _publish(url.rstrip("/") + f"/{name}", name, len(numbers), shards, write=fresh)
+    if fresh:
+        root.write(_STAMP, msgspec.json.encode(_Stamp(version=VERSION)))
+    return Written(url=url, version=VERSION, written=fresh, splits=splits)
+
+
+def _complete(root: Store) -> bool:
+    """Whether this version is there: the stamp is written after the last manifest."""
+    if not root.exists(_STAMP):
+        return False
+    try:
+        stamp = msgspec.json.decode(root.read(_STAMP), type=_Stamp)
+    except msgspec.MsgspecError:
+        return False
+    return stamp.version == VERSION and all(root.exists(f"{name}/{MANIFEST_NAME}") for name in _CAPTIONS)
+
+
+def _shards(
+    split: str, numbers: list[int], scans: NDArray[np.float64], digits: NDArray[np.int64]
+) -> list[tuple[str, bytes, int]]:
+    """(name, bytes, samples) of every shard of a split."""
+    samples = []
+    for number in numbers:
+        image, digit = _jpeg(scans[number]), int(digits[number])
+        for turn in range(_CAPTIONS[split]):
+            text = caption(digit, Draws(_SEED, number * 100 + turn, Purpose.CAPTION))
+            members = {"jpg": image, "txt": text.encode(), "cls": str(digit).encode()}
+            samples.append((f"{number:04d}_{turn}", members))
+    parts = [samples[first : first + _PER_SHARD] for first in range(0, len(samples), _PER_SHARD)]
+    return [(f"{split}-{place:05d}.tar", shard_bytes(part), len(part)) for place, part in enumerate(parts)]
+
+
+def _publish(url: str, name: str, scans: int, shards: list[tuple[str, bytes, int]], *, write: bool) -> Split:
+    """Write one split, its manifest last; with `write` off only say what it is."""
+    store = Store(url)
+    manifest = Manifest(
+        url=store.url,
+        shards=tuple(
+            Shard(name=file, size=len(data), sha256=hashlib.sha256(data).hexdigest(), samples=samples)
+            for file, data, samples in shards
+        ),
+    )
+    if write:
+        for file, data, _ in shards:
+            store.write(file, data)
+        if name != "train":
+            store.write(CLASSNAMES, "".join(f"{word}\n" for word in WORDS).encode())
+            store.write(TEMPLATES_NAME, "".join(f"{template}\n" for template in TEMPLATES).encode())
+        publish_manifest(store, manifest)
+    return Split(
+        url=store.url,
+        digest=manifest.digest,
+        scans=scans,
+        samples=manifest.samples or 0,
+        shards=len(shards),
+        bytes=manifest.bytes,
     )
 
 
-def captions(scan: int, digit: int) -> list[str]:
-    """The captions of one training scan: true, varied, and always the same."""
-    chance = np.random.Generator(np.random.Philox(key=[scan, 17]))
-    made = []
-    for _ in range(CAPTIONS_EACH):
-        word = NAMES[digit] if chance.random() < 0.75 else str(digit)
-        if chance.random() < 0.2:
-            made.append(_pick(_SENTENCES, chance).format(word))
-        else:
-            made.append(f"{_pick(_OPENINGS, chance)} {_pick(_THINGS, chance).format(word)}")
-    return made
-
-
-def _pick(options: tuple[str, ...], chance: np.random.Generator) -> str:
-    return options[int(chance.integers(len(options)))]
-
-
-def draw(scan: np.ndarray) -> bytes:
-    """A scan as a JPEG of 64 x 64 pixels: smooth strokes, a margin of 4 pixels."""
-    grey = Image.fromarray((scan.astype(np.float32) * (255.0 / 16.0)).round().astype(np.uint8))
-    inner = grey.resize((PIXELS - 8, PIXELS - 8), Image.Resampling.BICUBIC)
-    buffer = io.BytesIO()
-    ImageOps.expand(inner, border=4).convert("RGB").save(buffer, "JPEG", quality=92)
-    return buffer.getvalue()
-
-
-def write(url: str) -> dict[str, int]:
-    """Write the bucket; splits that are there already are left alone. Returns the samples of each split."""
-    counts = {}
-    for split in splits():
-        store = Store(f"{url.rstrip('/')}/{split.name}")
-        samples = _samples(split)
-        counts[split.name] = len(samples)
-        if not store.exists(manifests.MANIFEST_NAME):
-            _write_split(store, samples)
-    return counts
-
-
-def _samples(split: Split) -> list[tuple[str, dict[str, bytes]]]:
-    samples = []
-    for number, (scan, digit) in enumerate(zip(split.scans, split.digits, strict=True)):
-        image, label = draw(scan), str(digit).encode()
-        words = captions(number, int(digit)) if split.name == "train" else [f"the handwritten digit {NAMES[digit]}"]
-        for turn, caption in enumerate(words):
-            samples.append((f"{number:05d}-{turn}", {"jpg": image, "txt": caption.encode(), "cls": label}))
-    return samples
-
-
-def _write_split(store: Store, samples: list[tuple[str, dict[str, bytes]]]) -> None:
-    shards = []
-    for number, start in enumerate(range(0, len(samples), SHARD_SAMPLES)):
-        part = samples[start : start + SHARD_SAMPLES]
-        data, name = write_tar(part), f"{number:05d}.tar"
-        store.write(name, data)
-        shards.append(Shard(name=name, size=len(data), sha256=hashlib.sha256(data).hexdigest(), samples=len(part)))
-    store.write(manifests.CLASSNAMES, ("\n".join(NAMES) + "\n").encode())
-    store.write(manifests.TEMPLATES, ("\n".join(TEMPLATES).replace("{}", "{c}") + "\n").encode())
-    publish_manifest(store, Manifest(url=store.url, shards=tuple(shards)))
-
-
-def main() -> int:
-    """Entry of `python -m clipa.data.demo`."""
-    parser = argparse.ArgumentParser(prog="clipa data demo", description="write the demo's shards to a URL")
-    parser.add_argument("url")
-    parser.add_argument("--json", action="store_true", help="print what was made as JSON")
-    arguments = parser.parse_args()
+def main(arguments: list[str] | None = None) -> int:
+    """Entry of `python -m clipa.data.demo`: 0 done, 1 the work failed, 2 the URL is wrong."""
+    parser = argparse.ArgumentParser(prog="clipa data demo", description="Write the demo's digits as shards.")
+    parser.add_argument("url", help="where to: a folder, file:// or s3:// URL")
+    parser.add_argument("--json", action="store_true", help="print what is there as JSON")
+    options = parser.parse_args(arguments)
     try:
-        counts = write(arguments.url)
+        done = write(options.url)
     except ClipaError as error:
         print(error, file=sys.stderr)
         return error.exit_code
-    if arguments.json:
-        print(json.dumps({"url": arguments.url, "samples": counts}))
-    else:
-        for name, count in counts.items():
-            print(f"{arguments.url.rstrip('/')}/{name}: {count} samples")
+    if options.json:
+        print(msgspec.json.encode(done).decode())
+        return 0
+    print(f"{done.url}: version {done.version}, {'written' if done.written else 'was there already'}")
+    for name, split in done.splits.items():
+        print(f"  {name:5}  {split.scans:5} scans  {split.samples:6} samples  {split.shards} shards  {split.url}")
     return 0
 
 

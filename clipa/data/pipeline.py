@@ -1,61 +1,142 @@
-"""Batches from shards: the one door to torch's DataLoader. A worker makes whole batches; images leave it as uint8.
+"""Shards to batches: the one door to torch's DataLoader.
 
-The global batch of a step is a slice of the order; a rank takes its share of that slice, so the union over ranks is the
-same for every number of processes.
+A worker makes whole batches: one item of the loader is one rank's share of one step. Step n's share is a pure
+function of (manifest, phase, seed, n, rank, world), and the shares of all ranks together don't depend on the world.
 """
 
 from __future__ import annotations
 
 import ctypes
-import json
+import multiprocessing
+import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from clipa.data import decode
-from clipa.data.order import Order, chance
-from clipa.data.shards import CAPTIONS, IMAGES, LABEL, ShardSet
+from clipa.data.decode import Pixels, decode_eval, decode_train
+from clipa.data.index import Part
+from clipa.data.order import Draws, Order, Purpose
+from clipa.data.shards import Reader, ShardSet, caption_of, label_of, open_shards
 from clipa.data.tokenizer import tokenizer
-from clipa.errors import DataError
-from clipa.spec.job import TrainPhase
+from clipa.errors import ClipaError, ConfigError, DataError
+from clipa.reduction.image import decoded_size
+from clipa.spec.job import ImageInput, TrainPhase
 
-REPLACEMENTS = 16
-"""Tries for a sample that can be used, each a fixed stride further in the order; after so many the data are bad."""
-_STRIDE = 7_919
-_T = TypeVar("_T", covariant=True)
+__all__ = ["Batch", "LabelledBatch", "ShardSet", "eval_batches", "normalise", "open_shards", "train_batches"]
+
+_REPLACEMENTS = 8
+"""Unusable samples in a row before a dataset is called broken: at 10 % bad ones this happens once in 10^9."""
+
+_PREFETCH = 2
+_PR_SET_PDEATHSIG = 1
 
 
 class Batch(NamedTuple):
-    """A rank's share of a training batch: uint8 [b, 3, size, size] and int64 [b, text tokens]."""
+    """One rank's share of a step: images uint8 [b, 3, S, S], tokens int64 [b, L], samples that were replaced."""
 
     images: torch.Tensor
     tokens: torch.Tensor
+    replaced: int = 0
 
 
 class LabelledBatch(NamedTuple):
-    """A rank's share of an evaluation batch: uint8 [b, 3, size, size] and int64 [b]."""
+    """Images uint8 [b, 3, S, S] and class numbers int64 [b]."""
 
     images: torch.Tensor
     labels: torch.Tensor
 
 
-def normalise(images: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
-    """uint8 [b, 3, h, w] to normalised float32, on the device where the images are."""
-    shape = (1, 3, 1, 1)
-    scale = torch.tensor(std, device=images.device).mul(255.0).view(shape)
-    shift = torch.tensor(mean, device=images.device).view(shape) / torch.tensor(std, device=images.device).view(shape)
-    return images.to(torch.float32) / scale - shift
+T = TypeVar("T")
+
+
+class _Items(Dataset[T], Generic[T]):
+    """Makes items on demand. An error of ours travels to the parent as a value, so that it arrives unwrapped."""
+
+    def __init__(self, make: Callable[[int], T]) -> None:
+        self._make = make
+
+    def __getitem__(self, index: int) -> T:
+        try:
+            return self._make(index)
+        except ClipaError as error:
+            return error  # type: ignore[return-value]
+
+
+class _TrainShare:
+    """Makes one rank's share of a step."""
+
+    def __init__(self, reader: Reader, phase: TrainPhase, words: str, seed: int, rank: int, world: int) -> None:
+        self._reader = reader
+        self._words = words
+        self._order = Order(reader.sizes(), seed)
+        self._image: ImageInput = phase.image
+        self._size = decoded_size(phase.image)
+        self._tokens = phase.text.tokens
+        self._seed = seed
+        self._share = phase.batch // world
+        self._first = rank * self._share
+        self._batch = phase.batch
+
+    def __call__(self, step: int) -> Batch:
+        start = step * self._batch + self._first
+        images = np.empty((self._share, self._size, self._size, 3), dtype=np.uint8)
+        captions, replaced = [], 0
+        for row, number in enumerate(self._order.at(start, start + self._share)):
+            images[row], caption, tries = self._sample(start + row, int(number))
+            captions.append(caption)
+            replaced += tries > 0
+        return Batch(_channels_first(images), tokenizer(self._words).encode(captions, self._tokens), replaced)
+
+    def _sample(self, position: int, number: int) -> tuple[Pixels, str, int]:
+        """(pixels, caption, unusable samples that stood here before)."""
+        faults: list[str] = []
+        for tries in range(_REPLACEMENTS + 1):
+            try:
+                sample = self._reader.read(number)
+                caption = caption_of(sample)
+                draws = Draws(self._seed, position, Purpose.CROP)
+                return decode_train(sample.image, self._image, self._size, draws, sample.key), caption, tries
+            except DataError as error:
+                faults.append(f"{self._reader.where(number)}: {error.what}")
+                number = self._order.replacement(position, tries)
+        raise DataError(
+            f"{len(faults)} samples in a row cannot be used: " + "; ".join(faults[:3]),
+            where=f"position {position}",
+            hint="check the shards: images must be jpg, png or webp, captions txt or json",
+        )
+
+
+class _EvalShare:
+    """Makes one batch of labelled samples."""
+
+    def __init__(self, reader: Reader, size: int, batch: int, stop: int) -> None:
+        self._reader, self._size, self._batch, self._stop = reader, size, batch, stop
+
+    def __call__(self, start: int) -> LabelledBatch:
+        numbers = range(start, min(start + self._batch, self._stop))
+        images = np.empty((len(numbers), self._size, self._size, 3), dtype=np.uint8)
+        labels = np.empty(len(numbers), dtype=np.int64)
+        for row, number in enumerate(numbers):
+            sample = self._reader.read(number)
+            where = self._reader.where(number)
+            images[row] = decode_eval(sample.image, self._size, where)
+            labels[row] = label_of(sample._replace(key=where))
+        return LabelledBatch(_channels_first(images), torch.from_numpy(labels))
+
+
+def _channels_first(images: Pixels) -> torch.Tensor:
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
 
 
 def train_batches(
     shards: ShardSet,
     phase: TrainPhase,
     *,
-    tokenizer_name: str,
     seed: int,
     rank: int,
     world: int,
@@ -63,145 +144,102 @@ def train_batches(
     stop_step: int,
     workers: int,
     pin: bool,
+    tokenizer_name: str = "clip-bpe",
 ) -> Iterator[Batch]:
-    """The batches of steps start_step..stop_step - 1 for one rank."""
-    source = _TrainSource(shards, phase, tokenizer_name, seed, rank, world)
-    return _load(source, range(start_step, stop_step), workers, pin)
+    """One rank's batches of the steps start_step..stop_step-1, `phase.batch // world` samples each.
+
+    A sample that can't be used is replaced by another one, a pure function of its position, and counted.
+
+    Args:
+        shards: the opened dataset.
+        phase: global batch, image and text input.
+        seed: of the sample order and the crops.
+        rank: this process, 0..world-1.
+        world: number of processes.
+        start_step: first step; any step can be the first one.
+        stop_step: the step after the last one.
+        workers: processes that make batches; 0 makes them in this process.
+        pin: put batches into pinned memory, for asynchronous copies to a GPU.
+        tokenizer_name: `Model.text.tokenizer`.
+
+    Raises:
+        ConfigError: the global batch can't be divided among the ranks.
+        DataError: no sample with image and caption, several unusable samples in a row, or a worker died.
+    """
+    if phase.batch % world:
+        raise ConfigError(
+            f"batch {phase.batch} cannot be divided among {world} processes",
+            allowed=f"a multiple of {world}, such as {max(1, phase.batch // world) * world}",
+        )
+    share = _TrainShare(Reader(shards, Part.CAPTION), phase, tokenizer_name, seed, rank, world)
+    tokenizer(tokenizer_name)  # loaded once here, inherited by forked workers
+    return _load(share, range(start_step, stop_step), workers, pin)
 
 
 def eval_batches(
     shards: ShardSet, *, size: int, batch: int, rank: int, world: int, workers: int
 ) -> Iterator[LabelledBatch]:
-    """Every labelled sample exactly once over all ranks; a rank may get none."""
-    source = _EvalSource(shards, size, batch, rank, world)
-    return _load(source, range(source.batches), workers, pin=False)
+    """One rank's labelled samples, each sample once over all ranks; a rank may get none.
+
+    Raises:
+        DataError: no sample with image and label, a sample that can't be decoded (a score over fewer samples would
+            be another score), or a worker died.
+    """
+    reader = Reader(shards, Part.LABEL)
+    start, stop = reader.samples * rank // world, reader.samples * (rank + 1) // world
+    return _load(_EvalShare(reader, size, batch, stop), range(start, stop, batch), workers, pin=False)
 
 
-class _TrainSource(Dataset[Batch]):
-    def __init__(
-        self, shards: ShardSet, phase: TrainPhase, tokenizer_name: str, seed: int, rank: int, world: int
-    ) -> None:
-        self.shards = shards
-        self.phase = phase
-        self.tokenizer_name = tokenizer_name
-        self.seed = seed
-        self.share = phase.batch // world
-        self.first = rank * self.share
-        self.order = Order(shards.sizes, seed)
-
-    def __getitem__(self, step: int) -> Batch:
-        start = step * self.phase.batch + self.first
-        images = np.empty((self.share, self.phase.image.size, self.phase.image.size, 3), dtype=np.uint8)
-        captions = []
-        for row in range(self.share):
-            images[row], caption = self._sample(start + row)
-            captions.append(caption)
-        tokens = tokenizer(self.tokenizer_name).encode(captions, self.phase.text.tokens)
-        return Batch(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), tokens)
-
-    def _sample(self, position: int) -> tuple[np.ndarray, str]:
-        """The sample at a position, or, where that is broken, one that its position alone decides."""
-        errors = []
-        for again in range(REPLACEMENTS):
-            shard, index = self.order.at(position + again * _STRIDE)
-            try:
-                return self._read(shard, index, chance(self.seed, position))
-            except DataError as error:
-                errors.append(str(error))
-        raise DataError(
-            f"{REPLACEMENTS} samples in a row cannot be used, for example: {errors[0]}",
-            where=f"position {position} of the sample order",
-            hint="look at the shards: each image needs a caption beside it",
-        )
-
-    def _read(self, shard: int, index: int, random: np.random.Generator) -> tuple[np.ndarray, str]:
-        where = self.shards.key(shard, index)
-        caption = self._caption(shard, index, where)
-        found = self.shards.member(shard, index, IMAGES)
-        if found is None:
-            raise DataError("no image", where=where)
-        return decode.train_image(found[1], self.phase.image, random, where), caption
-
-    def _caption(self, shard: int, index: int, where: str) -> str:
-        found = self.shards.member(shard, index, CAPTIONS)
-        if found is None:
-            raise DataError("no caption", where=where, allowed=", ".join(CAPTIONS))
-        extension, data = found
-        text = data.decode("utf-8", errors="replace")
-        if extension == "json":
-            try:
-                text = json.loads(text)["caption"]
-            except (ValueError, KeyError, TypeError) as error:
-                raise DataError('the json has no "caption"', where=where) from error
-        if not isinstance(text, str):
-            raise DataError("the caption is not text", where=where)
-        return text.strip()
-
-
-class _EvalSource(Dataset[LabelledBatch]):
-    def __init__(self, shards: ShardSet, size: int, batch: int, rank: int, world: int) -> None:
-        self.shards = shards
-        self.size = size
-        self.batch = batch
-        everything = [(shard, index) for shard, count in enumerate(shards.sizes) for index in range(count)]
-        self.mine = everything[rank::world]
-        self.batches = -(-len(self.mine) // batch)
-
-    def __getitem__(self, number: int) -> LabelledBatch:
-        mine = self.mine[number * self.batch : (number + 1) * self.batch]
-        images = np.stack([self._image(shard, index) for shard, index in mine])
-        labels = torch.tensor([self._label(shard, index) for shard, index in mine])
-        return LabelledBatch(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), labels)
-
-    def _image(self, shard: int, index: int) -> np.ndarray:
-        found = self.shards.member(shard, index, IMAGES)
-        where = self.shards.key(shard, index)
-        if found is None:
-            raise DataError("no image", where=where)
-        return decode.eval_image(found[1], self.size, where)
-
-    def _label(self, shard: int, index: int) -> int:
-        found = self.shards.member(shard, index, (LABEL,))
-        try:
-            if found is None:
-                raise ValueError("there is none")
-            return int(found[1])
-        except ValueError as error:
-            raise DataError(
-                f"no label: {error}", where=self.shards.key(shard, index), allowed="KEY.cls with the class's number"
-            ) from error
-
-
-class _Steps(Generic[_T]):
-    """The numbers of the steps, as DataLoader wants a sampler."""
-
-    def __init__(self, steps: range) -> None:
-        self.steps = steps
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.steps)
-
-    def __len__(self) -> int:
-        return len(self.steps)
-
-
-def _load(source: Dataset[_T], steps: range, workers: int, pin: bool) -> Iterator[_T]:
-    ready: Callable[[int], None] | None = _worker_ready if workers else None
-    loader = DataLoader(
-        source,
+def _load(make: Callable[[int], T], indices: Sequence[int], workers: int, pin: bool) -> Iterator[T]:
+    workers = min(workers, len(indices))
+    if workers == 0:
+        # No process to feed: the loader would only add its own queue.
+        for index in indices:
+            item = make(index)
+            yield _pinned(item) if pin else item
+        return
+    loader: DataLoader[T] = DataLoader(
+        _Items(make),
         batch_size=None,
-        sampler=_Steps(steps),
-        num_workers=min(workers, len(steps)),
-        worker_init_fn=ready if len(steps) else None,
+        sampler=indices,
+        num_workers=workers,
+        prefetch_factor=_PREFETCH,
         pin_memory=pin,
-        prefetch_factor=4 if min(workers, len(steps)) else None,
-        multiprocessing_context="fork" if min(workers, len(steps)) else None,
+        worker_init_fn=partial(_start_worker, os.getpid()),
     )
-    return iter(loader)
+    batches = iter(loader)
+    while True:
+        try:
+            item = next(batches)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            raise DataError(
+                f"a data worker died: {error}", hint="see the log of this attempt; out of memory?"
+            ) from error
+        if isinstance(item, ClipaError):
+            raise item
+        yield item
 
 
-def _worker_ready(_worker: int) -> None:
-    """A loader worker computes on one thread, leaves Ctrl-C to the trainer, and dies with it (prctl(2))."""
-    torch.set_num_threads(1)
+def _pinned(item: T) -> T:
+    if isinstance(item, tuple):
+        parts = (part.pin_memory() if isinstance(part, torch.Tensor) else part for part in item)
+        return type(item)(*parts)  # type: ignore[return-value]
+    return item
+
+
+def _start_worker(parent: int, _number: int) -> None:
+    """A worker leaves Ctrl-C to its parent, dies with it, and computes on one thread."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if multiprocessing.get_start_method(allow_none=True) in (None, "fork") and os.getppid() != parent:
+        os._exit(1)  # the parent died before it could be watched
+    torch.set_num_threads(1)
+
+
+def normalise(images: torch.Tensor, mean: tuple[float, float, float], std: tuple[float, float, float]) -> torch.Tensor:
+    """(images / 255 - mean) / std by channel: uint8 [b, 3, h, w] to float32 of the same shape, on the same device."""
+    shift = torch.tensor(mean, device=images.device).view(1, 3, 1, 1)
+    scale = torch.tensor(std, device=images.device).view(1, 3, 1, 1)
+    return (images.float() / 255.0 - shift) / scale

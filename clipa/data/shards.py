@@ -1,137 +1,227 @@
-"""Samples of local tar shards by random access: an index of offsets for each shard, kept beside it."""
+"""The samples of staged shards, by number. Opens, seeks, reads; knows nothing of pixels or order."""
 
 from __future__ import annotations
 
+import bisect
 import os
-import tarfile
+from collections import Counter, OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
-from clipa.data.tars import split_name
+from clipa.data.index import CAPTIONS, IMAGES, LABELS, Counts, Part, ShardIndex, load_index
 from clipa.errors import DataError
-from clipa.registry.run_dir import write_whole
-from clipa.spec.plan import Record
 from clipa.storage.manifest import Manifest
 
-SCHEMA = 1
-IMAGES = ("jpg", "jpeg", "png", "webp")
-CAPTIONS = ("txt", "json")
-LABEL = "cls"
+_OPEN_SHARDS = 32
+"""Shards whose file and index are kept open by a process: two windows of 65,536 samples at 10,000 a shard, twice."""
+
+_MAX_PART = 256 << 20
+"""Bytes of one image, caption or label that are read at most: more is a broken shard, not a sample."""
 
 
-class Members(Record, frozen=True, kw_only=True):
-    """One sample of a shard: (offset, size) in bytes of each of its members, by extension."""
+class Sample(NamedTuple):
+    """One sample's bytes: the image, and the caption or label with its extension."""
 
     key: str
-    at: dict[str, tuple[int, int]]
+    image: bytes
+    other: bytes
+    extension: str
 
 
-class ShardIndex(Record, frozen=True, kw_only=True):
-    """The samples of one shard with an image, and how many had none. Valid for a file of this size and time."""
-
-    size: int
-    mtime_ns: int
-    samples: tuple[Members, ...]
-    without_image: int = 0
-    schema: int = SCHEMA
-
-
+@dataclass(frozen=True)
 class ShardSet:
-    """The staged shards of one manifest."""
+    """The shards of one dataset on local disk, in manifest order, with what each one holds."""
 
-    def __init__(self, paths: list[Path], indices: list[ShardIndex]) -> None:
-        self.paths = paths
-        self.indices = indices
-        self._descriptors: dict[int, int] = {}
-
-    @property
-    def sizes(self) -> list[int]:
-        """Samples of each shard."""
-        return [len(index.samples) for index in self.indices]
+    paths: tuple[Path, ...]
+    counts: tuple[Counts, ...]
 
     @property
     def samples(self) -> int:
-        """Samples of all shards."""
-        return sum(self.sizes)
+        """Samples that can be used: with an image and a caption, or where there are none, with an image and a label."""
+        return sum(self.sizes(Part.CAPTION)) or sum(self.sizes(Part.LABEL))
 
-    def key(self, shard: int, index: int) -> str:
-        """A sample's name for people: shard and key."""
-        return f"{self.paths[shard].name}: {self.indices[shard].samples[index].key}"
+    @property
+    def skipped(self) -> int:
+        """Samples that have no image, or neither caption nor label."""
+        return sum(count.skipped for count in self.counts)
 
-    def member(self, shard: int, index: int, extensions: tuple[str, ...]) -> tuple[str, bytes] | None:
-        """The first of these members that the sample has: its extension and its bytes."""
-        at = self.indices[shard].samples[index].at
-        for extension in extensions:
-            if extension in at:
-                offset, size = at[extension]
-                return extension, self._read(shard, offset, size)
-        return None
+    def sizes(self, part: Part) -> list[int]:
+        """Samples of each shard that have an image and this part."""
+        return [count.captioned if part is Part.CAPTION else count.labelled for count in self.counts]
 
-    def _read(self, shard: int, offset: int, size: int) -> bytes:
-        descriptor = self._descriptors.get(shard)
-        if descriptor is None:
-            if len(self._descriptors) >= 64:
-                os.close(self._descriptors.pop(next(iter(self._descriptors))))
-            descriptor = self._descriptors[shard] = os.open(self.paths[shard], os.O_RDONLY | os.O_CLOEXEC)
-        data = os.pread(descriptor, size, offset)
-        if len(data) != size:
-            raise DataError(f"got {len(data)} of {size} bytes at {offset}", where=str(self.paths[shard]))
-        return data
+    def require(self, part: Part) -> None:
+        """Refuse a dataset without a single sample of that kind.
+
+        Raises:
+            DataError: naming the members that were found and those that are needed.
+        """
+        if sum(self.sizes(part)):
+            return
+        found: Counter[str] = Counter()
+        for count in self.counts:
+            found.update(count.members)
+        names = ", ".join(f".{name} ({number})" for name, number in found.most_common(10)) or "none"
+        needed = CAPTIONS if part is Part.CAPTION else LABELS
+        raise DataError(
+            f"no sample has both an image and a {part.name.lower()}; members found: {names}",
+            where=str(self.paths[0].parent) if self.paths else "",
+            allowed=f"an image ({', '.join(IMAGES)}) and {' or '.join(needed)} under one key",
+        )
 
 
 def open_shards(manifest: Manifest, folder: Path) -> ShardSet:
-    """The staged shards of a manifest, with their indices; missing ones are made.
+    """Open the staged shards of a manifest; indexes that are missing or outdated are built.
+
+    Args:
+        manifest: the pinned shards.
+        folder: where they lie as `<folder>/<shard.name>`.
 
     Raises:
-        DataError: a shard is missing, is not a tar, is cut short, or no shard holds a sample with an image.
+        DataError: no shard, a shard that is missing, cut or no tar file, or no usable sample at all.
     """
-    paths = [folder / shard.name for shard in manifest.shards]
-    indices = [_index(path) for path in paths]
-    if not any(index.samples for index in indices):
-        raise DataError(
-            f"no sample with an image in {len(paths)} shard(s)",
-            where=str(folder),
-            allowed="KEY.jpg (or jpeg, png, webp) with KEY.txt (or json) for captions, KEY.cls for labels",
-        )
-    return ShardSet(paths, indices)
+    if not manifest.shards:
+        raise DataError("the dataset has no shards", where=manifest.url, allowed="one or more .tar files")
+    paths, counts = [], []
+    for shard in manifest.shards:
+        path = folder / shard.name
+        counts.append(load_index(path).counts)
+        size = path.stat().st_size
+        if size != shard.size:
+            raise DataError(
+                f"the staged shard has {size} bytes, its manifest says {shard.size}",
+                where=str(path),
+                hint="remove the file and stage the dataset again",
+            )
+        paths.append(path)
+    shards = ShardSet(tuple(paths), tuple(counts))
+    if not shards.samples:
+        shards.require(Part.CAPTION)
+    return shards
 
 
-def _index(path: Path) -> ShardIndex:
-    side = path.with_name(path.name + ".index")
+class _Open:
+    """One shard that is open in this process."""
+
+    def __init__(self, path: Path, part: Part) -> None:
+        self.index: ShardIndex = load_index(path)
+        self.rows: NDArray[np.int64] = self.index.having(part)
+        try:
+            self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise DataError(f"the shard cannot be read: {error.strerror}", where=str(path)) from error
+
+
+class Reader:
+    """Random access to the samples that have a caption (or a label), numbered in manifest order.
+
+    Holds at most `_OPEN_SHARDS` shards open. Reads with pread, so that forked processes don't share a file position.
+    """
+
+    def __init__(self, shards: ShardSet, part: Part) -> None:
+        shards.require(part)
+        self._shards = shards
+        self._part = part
+        self._open: OrderedDict[int, _Open] = OrderedDict()
+
+    def __reduce__(self) -> tuple[type[Reader], tuple[ShardSet, Part]]:
+        return Reader, (self._shards, self._part)
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        return list(accumulate(self._shards.sizes(self._part)))
+
+    @property
+    def samples(self) -> int:
+        """Number of samples."""
+        return self._ends[-1]
+
+    def sizes(self) -> Sequence[int]:
+        """Samples of each shard."""
+        return self._shards.sizes(self._part)
+
+    def where(self, number: int) -> str:
+        """Shard and key of a sample, for messages."""
+        shard, row = self._find(number)
+        return f"{shard.index.shard}: {shard.index.key(row)}"
+
+    def read(self, number: int) -> Sample:
+        """The bytes of sample `number`.
+
+        Raises:
+            DataError: the shard can't be read, or ends before the sample does.
+        """
+        shard, row = self._find(number)
+        image, _ = self._bytes(shard, row, Part.IMAGE)
+        other, extension = self._bytes(shard, row, self._part)
+        return Sample(shard.index.key(row), image, other, extension)
+
+    def _find(self, number: int) -> tuple[_Open, int]:
+        at = bisect.bisect_right(self._ends, number)
+        first = self._ends[at - 1] if at else 0
+        if at in self._open:
+            self._open.move_to_end(at)
+        else:
+            self._open[at] = _Open(self._shards.paths[at], self._part)
+            if len(self._open) > _OPEN_SHARDS:
+                os.close(self._open.popitem(last=False)[1].descriptor)
+        shard = self._open[at]
+        return shard, int(shard.rows[number - first])
+
+    def _bytes(self, shard: _Open, row: int, part: Part) -> tuple[bytes, str]:
+        offset, size, extension = shard.index.place(row, part)
+        where = f"{shard.index.shard}: {shard.index.key(row)}"
+        if size > _MAX_PART:
+            raise DataError(f".{extension} has {size} bytes", where=where, allowed=f"at most {_MAX_PART} bytes")
+        try:
+            data = os.pread(shard.descriptor, size, offset)
+        except OSError as error:
+            raise DataError(f"the shard cannot be read: {error.strerror}", where=where) from error
+        if len(data) != size:
+            raise DataError(f"the shard ends inside .{extension}", where=where, hint="stage the dataset again")
+        return data, extension
+
+    def close(self) -> None:
+        """Close all files."""
+        while self._open:
+            os.close(self._open.popitem()[1].descriptor)
+
+
+class _Json(msgspec.Struct):
+    caption: str | None = None
+
+
+def caption_of(sample: Sample) -> str:
+    """The caption: the text of `txt`, or the "caption" of `json`. Bytes that are no UTF-8 become U+FFFD.
+
+    Raises:
+        DataError: JSON without a caption.
+    """
+    if sample.extension == "txt":
+        return sample.other.decode("utf-8", "replace")
     try:
-        status = path.stat()
-        found = msgspec.json.decode(side.read_bytes(), type=ShardIndex)
-        if (found.size, found.mtime_ns, found.schema) == (status.st_size, status.st_mtime_ns, SCHEMA):
-            return found
-    except (OSError, msgspec.MsgspecError):
-        pass
-    if not path.is_file():
-        raise DataError("the shard is not staged", where=str(path), hint="python -m clipa.storage.stage RUN_DIR")
-    made = _walk(path)
-    write_whole(side, msgspec.json.encode(made))
-    return made
+        caption = msgspec.json.decode(sample.other, type=_Json).caption
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise DataError(f"the json member is not usable ({error})", where=sample.key) from error
+    if caption is None:
+        raise DataError('the json member has no "caption"', where=sample.key)
+    return caption
 
 
-def _walk(path: Path) -> ShardIndex:
-    status = path.stat()
-    samples: dict[str, dict[str, tuple[int, int]]] = {}
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                name = split_name(member.name)
-                if not member.isreg() or name is None:
-                    continue
-                if member.offset_data + member.size > status.st_size:
-                    raise tarfile.ReadError("unexpected end of data")
-                key, extension = name
-                samples.setdefault(key, {}).setdefault(extension, (member.offset_data, member.size))
-    except (tarfile.TarError, OSError, UnicodeError, ValueError) as error:
-        raise DataError(f"not a whole tar file: {error}", where=str(path), hint="write the shard again") from error
-    with_image = {key: at for key, at in samples.items() if any(extension in at for extension in IMAGES)}
-    return ShardIndex(
-        size=status.st_size,
-        mtime_ns=status.st_mtime_ns,
-        samples=tuple(Members(key=key, at=at) for key, at in with_image.items()),
-        without_image=len(samples) - len(with_image),
-    )
+def label_of(sample: Sample) -> int:
+    """The class number in `cls`.
+
+    Raises:
+        DataError: not a number >= 0.
+    """
+    text = sample.other[:32].decode("ascii", "replace").strip()
+    if not text.isdecimal() or len(text) > 9:
+        raise DataError(f"cls holds {text!r}", where=sample.key, allowed="a class number, 0 or more, as text")
+    return int(text)

@@ -1,4 +1,4 @@
-"""Image reductions: with how many pixels an image enters. `resize` makes the image smaller and keeps every patch of it."""
+"""Image reductions: with how many pixels an image enters. `resize` makes it smaller and keeps every patch of it."""
 
 from __future__ import annotations
 

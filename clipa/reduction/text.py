@@ -1,4 +1,4 @@
-"""Text reductions: which tokens of a caption are kept. `truncate` keeps the first ones (CLIPA, arXiv 2305.07017, 3.1)."""
+"""Text reductions: which tokens of a caption are kept. `truncate` keeps the first ones (arXiv 2305.07017, 3.1)."""
 
 from __future__ import annotations
 

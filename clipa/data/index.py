@@ -1,0 +1,234 @@
+"""The index of one shard: where each sample's image, caption and label lie in the tar file. One walk over the headers.
+
+It is kept beside the staged shard as `<shard>.index`: a line of JSON (counts, the shard's size and modification time,
+a checksum), one fixed-size row a sample, then the keys. A torn or outdated file is rebuilt.
+"""
+
+from __future__ import annotations
+
+import os
+import tarfile
+import zlib
+from collections import Counter
+from enum import IntEnum
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from clipa.data.wds import split_name
+from clipa.errors import DataError
+from clipa.registry.run_dir import write_whole
+from clipa.spec.plan import Record
+
+SCHEMA = 1
+
+IMAGES = ("jpg", "jpeg", "png", "webp")
+CAPTIONS = ("txt", "json")
+LABELS = ("cls",)
+"""Extensions that are read, the preferred one first."""
+
+
+class Part(IntEnum):
+    """The parts of a sample, and their places in a row of the index."""
+
+    IMAGE = 0
+    CAPTION = 1
+    LABEL = 2
+
+
+_PARTS = {Part.IMAGE: IMAGES, Part.CAPTION: CAPTIONS, Part.LABEL: LABELS}
+_PART_OF = {extension: (part, rank) for part, names in _PARTS.items() for rank, extension in enumerate(names)}
+
+_ROW = np.dtype([("offset", "<i8", (3,)), ("size", "<i8", (3,)), ("kind", "u1", (3,)), ("key_end", "<u4")])
+_ABSENT = 255
+
+
+class Counts(Record, frozen=True, kw_only=True):
+    """What a shard holds: samples with an image and a caption, with an image and a label, and with neither pair.
+
+    `members` counts the files by extension, the 20 most frequent ones.
+    """
+
+    captioned: int
+    labelled: int
+    skipped: int
+    members: dict[str, int]
+
+
+class _Header(Record, frozen=True, kw_only=True):
+    schema: int
+    shard_size: int
+    shard_mtime: int
+    rows: int
+    key_bytes: int
+    crc: int
+    counts: Counts
+
+
+class ShardIndex:
+    """The samples of one shard, in the order of the tar file. Only those with an image and a caption or label."""
+
+    def __init__(self, shard: Path, rows: NDArray[np.void], keys: bytes, counts: Counts) -> None:
+        self.shard = shard
+        self.counts = counts
+        self._rows = rows
+        self._keys = keys
+
+    def having(self, part: Part) -> NDArray[np.int64]:
+        """Numbers of the samples that have a part (besides the image)."""
+        return np.flatnonzero(self._rows["kind"][:, part] != _ABSENT).astype(np.int64)
+
+    def key(self, row: int) -> str:
+        """The sample's key."""
+        start = int(self._rows["key_end"][row - 1]) if row else 0
+        return self._keys[start : int(self._rows["key_end"][row])].decode("utf-8", "replace")
+
+    def place(self, row: int, part: Part) -> tuple[int, int, str]:
+        """(offset, size, extension) of a part's bytes in the tar file."""
+        entry = self._rows[row]
+        return int(entry["offset"][part]), int(entry["size"][part]), _PARTS[part][int(entry["kind"][part])]
+
+    def encode(self, stat: os.stat_result) -> bytes:
+        """The sidecar's bytes for a shard of that size and modification time."""
+        body = self._rows.tobytes() + self._keys
+        header = _Header(
+            schema=SCHEMA,
+            shard_size=stat.st_size,
+            shard_mtime=stat.st_mtime_ns,
+            rows=len(self._rows),
+            key_bytes=len(self._keys),
+            crc=zlib.crc32(body),
+            counts=self.counts,
+        )
+        return msgspec.json.encode(header) + b"\n" + body
+
+
+def sidecar(shard: Path) -> Path:
+    """Where a shard's index lies."""
+    return shard.with_name(f"{shard.name}.index")
+
+
+def load_index(shard: Path) -> ShardIndex:
+    """The index of a shard: from its sidecar where that is whole and up to date, else built and written.
+
+    Raises:
+        DataError: the shard is missing or no usable tar file, or its sidecar can't be written.
+    """
+    try:
+        stat = shard.stat()
+    except OSError as error:
+        raise DataError(f"the shard cannot be read: {error.strerror}", where=str(shard)) from error
+    known = _read_sidecar(shard, stat)
+    if known is not None:
+        return known
+    built = build_index(shard)
+    try:
+        write_whole(sidecar(shard), built.encode(stat))
+    except OSError as error:
+        raise DataError(
+            f"the index cannot be written beside the shard: {error.strerror}",
+            where=str(sidecar(shard)),
+            hint="free space in the staging cache, or make it writable",
+        ) from error
+    return built
+
+
+def _read_sidecar(shard: Path, stat: os.stat_result) -> ShardIndex | None:
+    try:
+        head, _, body = sidecar(shard).read_bytes().partition(b"\n")
+        header = msgspec.json.decode(head, type=_Header)
+    except (OSError, msgspec.MsgspecError):
+        return None
+    wanted = (SCHEMA, stat.st_size, stat.st_mtime_ns, header.rows * _ROW.itemsize + header.key_bytes)
+    if (header.schema, header.shard_size, header.shard_mtime, len(body)) != wanted or zlib.crc32(body) != header.crc:
+        return None
+    split = header.rows * _ROW.itemsize
+    return ShardIndex(shard, np.frombuffer(body[:split], dtype=_ROW), body[split:], header.counts)
+
+
+class _Sample:
+    """The members of one key, while the tar file is walked."""
+
+    __slots__ = ("kind", "offset", "seen", "size")
+
+    def __init__(self) -> None:
+        self.offset, self.size, self.kind = [0, 0, 0], [0, 0, 0], [_ABSENT] * 3
+        self.seen: set[str] = set()
+
+    def add(self, extension: str, member: tarfile.TarInfo) -> bool:
+        """Take a member; False when this sample has had one of that extension."""
+        if extension in self.seen:
+            return False
+        self.seen.add(extension)
+        part, rank = _PART_OF[extension]
+        if rank < self.kind[part]:
+            self.offset[part], self.size[part], self.kind[part] = member.offset_data, member.size, rank
+        return True
+
+    @property
+    def usable(self) -> bool:
+        return self.kind[Part.IMAGE] != _ABSENT and min(self.kind[Part.CAPTION], self.kind[Part.LABEL]) != _ABSENT
+
+
+def build_index(shard: Path) -> ShardIndex:
+    """Walk over the headers of a tar file.
+
+    The members of a sample may lie anywhere in the shard: they are grouped by key, not by neighbourhood.
+
+    Raises:
+        DataError: not a tar file, a truncated one, or two members of the same name.
+    """
+    samples, members = _walk(shard)
+    usable = [(key, sample) for key, sample in samples.items() if sample.usable]
+    rows = np.zeros(len(usable), dtype=_ROW)
+    keys = bytearray()
+    for row, (key, sample) in enumerate(usable):
+        keys += key.encode("utf-8", "surrogateescape")
+        rows[row] = (sample.offset, sample.size, sample.kind, len(keys))
+    counts = Counts(
+        captioned=int(np.count_nonzero(rows["kind"][:, Part.CAPTION] != _ABSENT)),
+        labelled=int(np.count_nonzero(rows["kind"][:, Part.LABEL] != _ABSENT)),
+        skipped=len(samples) - len(usable),
+        members=dict(members.most_common(20)),
+    )
+    return ShardIndex(shard, rows, bytes(keys), counts)
+
+
+def _walk(shard: Path) -> tuple[dict[str, _Sample], Counter[str]]:
+    samples: dict[str, _Sample] = {}
+    members: Counter[str] = Counter()
+    last = ""
+    try:
+        # "r:" reads plain tar only: random access needs uncompressed bytes.
+        with tarfile.open(shard, "r:") as tar:
+            for member in tar:
+                last = member.name
+                if member.isreg() and not member.issparse():
+                    _take(shard, member, samples, members)
+                tar.members.clear()  # tarfile keeps every header: 1 kB a member
+    except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError) as error:
+        raise DataError(
+            f"the shard is not a whole, uncompressed tar file ({error})" + (f", after member {last!r}" if last else ""),
+            where=str(shard),
+            hint="write the shard again; compressed shards (.tar.gz) must be unpacked to .tar",
+        ) from error
+    return samples, members
+
+
+def _take(shard: Path, member: tarfile.TarInfo, samples: dict[str, _Sample], members: Counter[str]) -> None:
+    name = split_name(member.name)
+    if name is None:
+        return
+    key, extension = name
+    members[extension] += 1
+    if len(members) > 10_000:
+        members.pop(min(members, key=lambda e: members[e]))
+    sample = samples.setdefault(key, _Sample())
+    if extension in _PART_OF and not sample.add(extension, member):
+        raise DataError(
+            f"sample {key!r} has two members with the extension .{extension}",
+            where=str(shard),
+            hint="give every sample its own key: the member's name up to its first dot",
+        )
