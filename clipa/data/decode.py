@@ -76,18 +76,18 @@ def _central(height: int, width: int, ratio: tuple[float, float]) -> Box:
     return Box((height - h) // 2, (width - w) // 2, h, w)
 
 
-def scaled_cut(box: Box, size: int) -> Cut:
+def scaled_cut(box: Box, height: int, width: int, size: int) -> Cut:
     """The largest denominator that leaves the box >= `size` pixels a side, and the box snapped to it.
 
-    Edges move by at most half a denominator, which is at most half a pixel of the result.
+    Edges move by at most half a denominator (at the image's last, incomplete block by less than one): half a pixel
+    of the result. `height` and `width` are the image's.
     """
-    for denominator in (8, 4, 2):
-        top, left = round(box.top / denominator), round(box.left / denominator)
-        bottom = (box.top + box.height) // denominator
-        right = (box.left + box.width) // denominator
-        if bottom - top >= size and right - left >= size:
-            snapped = Box(top, left, bottom - top, right - left)
-            return Cut(Box(*(edge * denominator for edge in _edges(snapped))), denominator)
+    for d in (8, 4, 2):
+        top, left = round(box.top / d), round(box.left / d)
+        rows = min(round((box.top + box.height) / d), height // d) - top
+        columns = min(round((box.left + box.width) / d), width // d) - left
+        if rows >= size and columns >= size:
+            return Cut(Box(top * d, left * d, rows * d, columns * d), d)
     return Cut(box, 1)
 
 
@@ -103,7 +103,7 @@ def decode_train(data: bytes, image: ImageInput, size: int, draws: Draws, where:
     """
 
     def cut_of(height: int, width: int) -> Cut:
-        return scaled_cut(random_box(height, width, image, draws), size)
+        return scaled_cut(random_box(height, width, image, draws), height, width, size)
 
     pixels, box = _decode(data, cut_of, where)
     part = pixels[box.top : box.top + box.height, box.left : box.left + box.width]

@@ -21,6 +21,7 @@ from clipa.data.order import Draws, Purpose, permutation
 from clipa.data.wds import shard_bytes
 from clipa.errors import ClipaError, MissingPart
 from clipa.spec.plan import Record
+from clipa.storage import manifest as manifests
 from clipa.storage.dataset import publish_manifest
 from clipa.storage.manifest import CLASSNAMES, MANIFEST_NAME, Manifest, Shard
 from clipa.storage.manifest import TEMPLATES as TEMPLATES_NAME
@@ -88,9 +89,12 @@ def _proportional(sizes: list[int], total: int) -> list[int]:
 
 
 def render(scan: NDArray[np.float64]) -> Image.Image:
-    """An 8x8 scan of levels 0..16, enlarged smoothly to 64x64 pixels, RGB."""
-    grey = Image.fromarray((scan * (255 / 16)).round().clip(0, 255).astype(np.uint8))
-    return grey.resize((_SIZE, _SIZE), Image.Resampling.BICUBIC).convert("RGB")
+    """An 8x8 scan of levels 0..16, with a dark margin of one pixel, enlarged smoothly to 64x64 pixels, RGB.
+
+    Strokes reach the scan's edge: without the margin half of the random crops would cut them.
+    """
+    levels = np.pad(scan * (255 / 16), 1).round().clip(0, 255).astype(np.uint8)
+    return Image.fromarray(levels).resize((_SIZE, _SIZE), Image.Resampling.BICUBIC).convert("RGB")
 
 
 def _jpeg(scan: NDArray[np.float64]) -> bytes:
@@ -116,26 +120,40 @@ def write(url: str) -> Written:
         StorageError: bytes could not be written.
     """
     root = Store(url)
-    fresh = not _complete(root)
+    known = _known(root)
+    if known is not None:
+        return Written(url=url, version=VERSION, written=False, splits=known)
     scans, digits = _digits()
     splits = {}
     for name, numbers in split_scans(digits).items():
-        shards = _shards(name, numbers, scans, digits)
-        splits[name] = _publish(url.rstrip("/") + f"/{name}", name, len(numbers), shards, write=fresh)
-    if fresh:
-        root.write(_STAMP, msgspec.json.encode(_Stamp(version=VERSION)))
-    return Written(url=url, version=VERSION, written=fresh, splits=splits)
+        splits[name] = _publish(Store(f"{url.rstrip('/')}/{name}"), name, _shards(name, numbers, scans, digits))
+    root.write(_STAMP, msgspec.json.encode(_Stamp(version=VERSION)))
+    return Written(url=url, version=VERSION, written=True, splits=splits)
 
 
-def _complete(root: Store) -> bool:
-    """Whether this version is there: the stamp is written after the last manifest."""
-    if not root.exists(_STAMP):
-        return False
+def _known(root: Store) -> dict[str, Split] | None:
+    """The splits of this version; None where one is missing. The stamp is written after the last manifest."""
     try:
-        stamp = msgspec.json.decode(root.read(_STAMP), type=_Stamp)
+        if not root.exists(_STAMP) or msgspec.json.decode(root.read(_STAMP), type=_Stamp).version != VERSION:
+            return None
+        names = {name: f"{name}/{MANIFEST_NAME}" for name in _CAPTIONS}
+        if not all(root.exists(name) for name in names.values()):
+            return None
+        return {split: _described(split, manifests.decode(root.read(name))) for split, name in names.items()}
     except msgspec.MsgspecError:
-        return False
-    return stamp.version == VERSION and all(root.exists(f"{name}/{MANIFEST_NAME}") for name in _CAPTIONS)
+        return None
+
+
+def _described(name: str, manifest: Manifest) -> Split:
+    samples = manifest.samples or 0
+    return Split(
+        url=manifest.url,
+        digest=manifest.digest,
+        scans=samples // _CAPTIONS[name],
+        samples=samples,
+        shards=len(manifest.shards),
+        bytes=manifest.bytes,
+    )
 
 
 def _shards(
@@ -153,31 +171,20 @@ def _shards(
     return [(f"{split}-{place:05d}.tar", shard_bytes(part), len(part)) for place, part in enumerate(parts)]
 
 
-def _publish(url: str, name: str, scans: int, shards: list[tuple[str, bytes, int]], *, write: bool) -> Split:
-    """Write one split, its manifest last; with `write` off only say what it is."""
-    store = Store(url)
-    manifest = Manifest(
-        url=store.url,
-        shards=tuple(
-            Shard(name=file, size=len(data), sha256=hashlib.sha256(data).hexdigest(), samples=samples)
-            for file, data, samples in shards
-        ),
+def _publish(store: Store, name: str, shards: list[tuple[str, bytes, int]]) -> Split:
+    """Write one split, its manifest last."""
+    for file, data, _ in shards:
+        store.write(file, data)
+    if name in _HELD_OUT:
+        store.write(CLASSNAMES, "".join(f"{word}\n" for word in WORDS).encode())
+        store.write(TEMPLATES_NAME, "".join(f"{template}\n" for template in TEMPLATES).encode())
+    rows = (
+        Shard(name=file, size=len(data), sha256=hashlib.sha256(data).hexdigest(), samples=samples)
+        for file, data, samples in shards
     )
-    if write:
-        for file, data, _ in shards:
-            store.write(file, data)
-        if name != "train":
-            store.write(CLASSNAMES, "".join(f"{word}\n" for word in WORDS).encode())
-            store.write(TEMPLATES_NAME, "".join(f"{template}\n" for template in TEMPLATES).encode())
-        publish_manifest(store, manifest)
-    return Split(
-        url=store.url,
-        digest=manifest.digest,
-        scans=scans,
-        samples=manifest.samples or 0,
-        shards=len(shards),
-        bytes=manifest.bytes,
-    )
+    manifest = Manifest(url=store.url, shards=tuple(rows))
+    publish_manifest(store, manifest)
+    return _described(name, manifest)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -203,11 +203,13 @@ def _walk(shard: Path) -> tuple[dict[str, _Sample], Counter[str]]:
     try:
         # "r:" reads plain tar only: random access needs uncompressed bytes.
         with tarfile.open(shard, "r:") as tar:
-            for member in tar:
+            while (member := tar.next()) is not None:
                 last = member.name
                 if member.isreg() and not member.issparse():
                     _take(shard, member, samples, members)
-                tar.members.clear()  # tarfile keeps every header: 1 kB a member
+                tar.members = []  # type: ignore[attr-defined]  # it keeps every header otherwise: 1 kB a member
+            end = tar.offset
+        _require_end(shard, end)
     except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError) as error:
         raise DataError(
             f"the shard is not a whole, uncompressed tar file ({error})" + (f", after member {last!r}" if last else ""),
@@ -215,6 +217,15 @@ def _walk(shard: Path) -> tuple[dict[str, _Sample], Counter[str]]:
             hint="write the shard again; compressed shards (.tar.gz) must be unpacked to .tar",
         ) from error
     return samples, members
+
+
+def _require_end(shard: Path, offset: int) -> None:
+    """Refuse a tar file that goes on with something else: tarfile takes a broken header for the end."""
+    with open(shard, "rb") as file:
+        file.seek(offset)
+        block = file.read(tarfile.BLOCKSIZE)
+    if block.strip(b"\0"):
+        raise tarfile.ReadError(f"broken header at byte {offset}")
 
 
 def _take(shard: Path, member: tarfile.TarInfo, samples: dict[str, _Sample], members: Counter[str]) -> None:

@@ -205,6 +205,7 @@ def _load(make: Callable[[int], T], indices: Sequence[int], workers: int, pin: b
         num_workers=workers,
         prefetch_factor=_PREFETCH,
         pin_memory=pin,
+        generator=torch.Generator(),  # else every loader would draw from the trainer's own random numbers
         worker_init_fn=partial(_start_worker, os.getpid()),
     )
     batches = iter(loader)
@@ -214,6 +215,8 @@ def _load(make: Callable[[int], T], indices: Sequence[int], workers: int, pin: b
         except StopIteration:
             return
         except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker (pid"):
+                raise
             raise DataError(
                 f"a data worker died: {error}", hint="see the log of this attempt; out of memory?"
             ) from error
@@ -225,15 +228,15 @@ def _load(make: Callable[[int], T], indices: Sequence[int], workers: int, pin: b
 def _pinned(item: T) -> T:
     if isinstance(item, tuple):
         parts = (part.pin_memory() if isinstance(part, torch.Tensor) else part for part in item)
-        return type(item)(*parts)  # type: ignore[return-value]
+        return type(item)(*parts)
     return item
 
 
 def _start_worker(parent: int, _number: int) -> None:
-    """A worker leaves Ctrl-C to its parent, dies with it, and computes on one thread."""
+    """A worker leaves Ctrl-C to its parent, dies with the thread that made it, and computes on one thread."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if multiprocessing.get_start_method(allow_none=True) in (None, "fork") and os.getppid() != parent:
+    if multiprocessing.get_start_method() == "fork" and os.getppid() != parent:
         os._exit(1)  # the parent died before it could be watched
     torch.set_num_threads(1)
 

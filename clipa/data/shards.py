@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipa.data.index import CAPTIONS, IMAGES, LABELS, Counts, Part, ShardIndex, load_index
-from clipa.errors import DataError
+from clipa.errors import DataError, StorageError
 from clipa.storage.manifest import Manifest
 
 _OPEN_SHARDS = 32
@@ -92,14 +92,14 @@ def open_shards(manifest: Manifest, folder: Path) -> ShardSet:
     paths, counts = [], []
     for shard in manifest.shards:
         path = folder / shard.name
-        counts.append(load_index(path).counts)
-        size = path.stat().st_size
-        if size != shard.size:
+        size = path.stat().st_size if path.is_file() else None
+        if size is not None and size != shard.size:
             raise DataError(
                 f"the staged shard has {size} bytes, its manifest says {shard.size}",
                 where=str(path),
                 hint="remove the file and stage the dataset again",
             )
+        counts.append(load_index(path).counts)
         paths.append(path)
     shards = ShardSet(tuple(paths), tuple(counts))
     if not shards.samples:
@@ -116,7 +116,7 @@ class _Open:
         try:
             self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
-            raise DataError(f"the shard cannot be read: {error.strerror}", where=str(path)) from error
+            raise StorageError(f"the shard cannot be read: {error.strerror}", where=str(path)) from error
 
 
 class Reader:
@@ -156,7 +156,9 @@ class Reader:
         """The bytes of sample `number`.
 
         Raises:
-            DataError: the shard can't be read, or ends before the sample does.
+            StorageError: the shard can't be read, or ends before the sample does. No fault of the sample: whoever
+                replaced it would make the order of samples depend on the disk's mood.
+            DataError: a part is too large to be one.
         """
         shard, row = self._find(number)
         image, _ = self._bytes(shard, row, Part.IMAGE)
@@ -183,9 +185,9 @@ class Reader:
         try:
             data = os.pread(shard.descriptor, size, offset)
         except OSError as error:
-            raise DataError(f"the shard cannot be read: {error.strerror}", where=where) from error
+            raise StorageError(f"the shard cannot be read: {error.strerror}", where=where) from error
         if len(data) != size:
-            raise DataError(f"the shard ends inside .{extension}", where=where, hint="stage the dataset again")
+            raise StorageError(f"the shard ends inside .{extension}", where=where, hint="stage the dataset again")
         return data, extension
 
     def close(self) -> None:
