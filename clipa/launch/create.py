@@ -28,7 +28,7 @@ def only_one(run_root: Path) -> Iterator[None]:
     """One submission at a time in a run root, so that a `--name` is never taken twice."""
     try:
         run_root.mkdir(parents=True, exist_ok=True)
-        lock = open(run_root / ".submit.lock", "a")
+        lock = open(run_root / ".submit.lock", "a")  # noqa: SIM115 - closed below, where its lock ends
     except OSError as error:
         raise ConfigError(
             f"the run root cannot be written: {error.strerror}",

@@ -45,17 +45,6 @@ class Request(NamedTuple):
     datasets: dict[str, Dataset]
 
 
-def folders(cluster: Cluster, default_run_root: str) -> tuple[Path, Path]:
-    """(run root, cache) of a cluster: CLIPA_RUN_ROOT, the profile, the project or user, built in."""
-    run_root = os.environ.get("CLIPA_RUN_ROOT") or cluster.run_root or default_run_root
-    cache = cluster.cache or str(catalog.user_folder("cache"))
-    return _expand(run_root or str(catalog.user_folder("data") / "runs")), _expand(cache)
-
-
-def _expand(path: str) -> Path:
-    return Path(os.path.abspath(os.path.expanduser(os.path.expandvars(path))))
-
-
 def prepare(request: Request) -> Prepared:
     """Make the plans of a submission.
 

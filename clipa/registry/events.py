@@ -89,7 +89,7 @@ class Begun(Event, frozen=True, kw_only=True, tag="begun"):
 
 
 class Step(Event, frozen=True, kw_only=True, tag="step"):
-    """Progress, every few steps. `samples_per_s` and `data_wait` (share of time, 0..1) cover the steps since the last."""
+    """Progress, every few steps. `samples_per_s`, `data_wait` (share of time, 0..1): since the last one."""
 
     step: int
     samples: int

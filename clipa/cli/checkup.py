@@ -1,0 +1,59 @@
+"""What `clipa doctor` looks at."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from clipa.launch.devices import gpus
+from clipa.registry.scan import scan
+from clipa.spec import catalog
+
+_TRAINING = ("torch", "timm", "webdataset", "safetensors", "open_clip", "simplejpeg", "sklearn")
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """One finding: `ok`, `note` or `bad`, what it is about, and its cure."""
+
+    state: Literal["ok", "note", "bad"]
+    what: str
+    cure: str = ""
+
+
+def checkup(roots: Sequence[Path]) -> list[Finding]:
+    """Look at the installation, the machine, the run roots and every run in them."""
+    findings = [Finding("ok", f"Python {sys.version.split()[0]} in {sys.prefix}")]
+    missing = [name for name in _TRAINING if importlib.util.find_spec(name) is None]
+    if missing:
+        findings.append(
+            Finding("note", f"cannot train here: {', '.join(missing)} missing", "pip install 'clipa[train]'")
+        )
+    else:
+        findings.append(Finding("ok", "training part installed"))
+    found = gpus()
+    findings.append(Finding("ok", f"GPUs: {', '.join(g.name for g in found) or 'none, training uses the CPU'}"))
+    for root in roots:
+        findings.append(_root(root))
+    for odd in scan(roots).diagnostics:
+        findings.append(Finding("note", f"{odd.path}: {odd.problem}", odd.cure))
+    findings.append(
+        Finding("ok", f"recipes: {', '.join(catalog.recipes())}; clusters: {', '.join(catalog.clusters())}")
+    )
+    return findings
+
+
+def _root(root: Path) -> Finding:
+    there = root
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not os.access(there, os.W_OK | os.X_OK):
+        return Finding("bad", f"run root {root} cannot be written", "set CLIPA_RUN_ROOT, or run_root in clipa.toml")
+    free = shutil.disk_usage(there).free
+    return Finding("ok", f"run root {root}: {free / 2**30:.1f} GiB free")

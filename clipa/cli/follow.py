@@ -1,0 +1,98 @@
+"""Following runs until they are over: a live table for a person, plain lines for a log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Group
+from rich.live import Live
+from rich.text import Text
+
+from clipa.cli import show
+from clipa.registry.scan import scan
+from clipa.registry.state import RunStatus, State
+
+TICK_S = 0.5
+LINE_S = 10.0
+
+
+def follow(runs: Sequence[str], root: Path, quiet: bool = False) -> int:
+    """Follow runs of one root until none is live. Returns the exit code: 0 when all are DONE.
+
+    Ctrl-C stops following; the work goes on.
+    """
+    try:
+        found = _live(runs, root) if sys.stdout.isatty() and not quiet else _lines(runs, root, quiet)
+    except KeyboardInterrupt:
+        show.note("\nno longer following; the work goes on. To see it: clipa status   to stop it: clipa cancel "
+                  + " ".join(runs[:1]))  # fmt: skip
+        return 130
+    if quiet:
+        show.json(list(found))
+    else:
+        show.results(found)
+    for line in show.reasons(s for s in found if s.state is not State.DONE):
+        show.note(line)
+    return 0 if all(s.state is State.DONE for s in found) else 1
+
+
+def _states(runs: Sequence[str], root: Path) -> list[RunStatus]:
+    wanted = set(runs)
+    return [s for s in scan([root]).statuses if s.run in wanted]
+
+
+def _over(found: Sequence[RunStatus]) -> bool:
+    return not any(s.state.is_live for s in found)
+
+
+def _live(runs: Sequence[str], root: Path) -> list[RunStatus]:
+    found = _states(runs, root)
+    with Live(_view(found), console=show.console(), refresh_per_second=4, transient=True) as live:
+        while not _over(found):
+            time.sleep(TICK_S)
+            found = _states(runs, root)
+            live.update(_view(found))
+    return found
+
+
+def _view(found: Sequence[RunStatus]) -> Group:
+    parts = [Text(line) for line in show.reasons(s for s in found if s.why)]
+    bars = [Text(_bar(s)) for s in found if s.state is State.RUNNING and s.steps]
+    return Group(show.statuses(found), *bars, *parts)
+
+
+def _bar(s: RunStatus, width: int = 50) -> str:
+    full = int(width * s.percent / 100)
+    return f"{s.phase} [{'█' * full}{'·' * (width - full)}] {s.percent:.0f} %"
+
+
+def _lines(runs: Sequence[str], root: Path, quiet: bool) -> list[RunStatus]:
+    said: dict[str, tuple[State, float]] = {}
+    while True:
+        found = _states(runs, root)
+        for s in found:
+            before, when = said.get(s.run, (None, 0.0))
+            if before is not s.state or (s.state is State.RUNNING and time.monotonic() - when > LINE_S):
+                said[s.run] = (s.state, time.monotonic())
+                if not quiet:
+                    print(_line(s), flush=True)
+        if _over(found):
+            return found
+        time.sleep(TICK_S)
+
+
+def _line(s: RunStatus) -> str:
+    parts = [f"{s.run} {s.state.value}"]
+    if s.state is State.RUNNING and s.step:
+        parts.append(f"step {s.step}/{s.steps}")
+        parts.append(f"{s.samples_per_s:,.0f} samples/s" if s.samples_per_s else "")
+        parts.append(f"loss {s.loss:.3f}" if s.loss is not None else "")
+        parts.append(f"ETA {show.span(s.eta_s)}" if s.eta_s is not None else "")
+    if s.scores and s.state is State.DONE:
+        parts.append(show.score(s))
+    if s.why and s.state is not State.DONE:
+        parts.append(s.why.splitlines()[0])
+    return "  ".join(part for part in parts if part)

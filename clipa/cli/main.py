@@ -1,0 +1,72 @@
+"""`clipa`: the commands and the one place where errors become exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from typing import Annotated
+
+import typer
+
+from clipa.cli import data, inspect, runs, submit
+from clipa.errors import ClipaError
+
+app = typer.Typer(
+    name="clipa",
+    help="Train CLIP models with few tokens (CLIPA), on this machine or a cluster.",
+    epilog="Example: clipa submit pipeline --wait",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(submit.app, name="submit")
+app.add_typer(runs.group, name="runs")
+app.add_typer(data.app, name="data")
+runs.register(app)
+inspect.register(app)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from clipa import __version__
+
+        typer.echo(f"clipa {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Options of every command."""
+    if debug:
+        os.environ["CLIPA_DEBUG"] = "1"
+
+
+def main() -> None:
+    """Entry of the `clipa` command. Exit codes: 0 done, 1 the work failed, 2 the input is wrong."""
+    try:
+        app()
+    except ClipaError as error:
+        _say(error)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(141)
+
+
+def _say(error: ClipaError) -> None:
+    if os.environ.get("CLIPA_DEBUG"):
+        traceback.print_exc()
+    colour = sys.stderr.isatty() and "NO_COLOR" not in os.environ
+    mark = "\x1b[1;31merror:\x1b[0m" if colour else "error:"
+    print(f"{mark} {error}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,174 @@
+"""Looking at runs and steering them: status, logs, cancel, resume, wait, runs list, runs show."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from clipa.cli import words
+
+group = typer.Typer(
+    help="What has run.", epilog="Example: clipa runs list", no_args_is_help=True, rich_markup_mode=None
+)
+
+Runs = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[RUN]...",
+        help="Run ids, groups, names or `latest`.",
+        autocompletion=words.complete_run,
+        show_default=False,
+    ),
+]
+SomeRuns = Annotated[
+    list[str],
+    typer.Argument(metavar="RUN...", help="Run ids, groups, names or `latest`.", autocompletion=words.complete_run),
+]
+OneRun = Annotated[
+    str, typer.Argument(metavar="RUN", help="A run's id, name or `latest`.", autocompletion=words.complete_run)
+]
+Json = Annotated[bool, typer.Option("--json", help="Print facts as JSON.")]
+RECENT = 20
+
+
+def register(app: typer.Typer) -> None:
+    """Put the commands of this module at the top level."""
+    app.command(epilog="Example: clipa status latest --watch")(status)
+    app.command(epilog="Example: clipa logs latest -f")(logs)
+    app.command(epilog="Example: clipa cancel latest")(cancel)
+    app.command(epilog="Example: clipa resume latest")(resume)
+    app.command(epilog="Example: clipa wait latest")(wait)
+
+
+def status(
+    runs: Runs = None,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Refresh until Ctrl-C or all is over.")] = False,
+    json: Json = False,
+) -> None:
+    """One line a run: state, attempt, step, speed, loss, score, ETA, age."""
+    from clipa.cli import show
+
+    found = words.chosen(runs or [], words.everything().statuses)
+    shown = found if runs or json else [s for s in found if s.state.is_live] + found[-RECENT:]
+    shown = [s for s in found if s in shown]
+    if json:
+        show.json(shown)
+        return
+    if watch and shown:
+        _watch([s.run for s in shown])
+        return
+    if not shown:
+        show.note("no runs yet. Start one: clipa submit pipeline --wait")
+        return
+    show.console().print(show.statuses(shown))
+    for line in show.reasons(shown):
+        show.note(line)
+
+
+def _watch(runs: list[str]) -> None:
+    from rich.live import Live
+
+    from clipa.cli import show
+
+    try:
+        with Live(console=show.console(), refresh_per_second=4) as live:
+            while True:
+                found = [s for s in words.everything().statuses if s.run in runs]
+                live.update(show.statuses(found))
+                if not any(s.state.is_live for s in found):
+                    return
+                time.sleep(1.0)
+    except KeyboardInterrupt:
+        return
+
+
+def logs(
+    run: OneRun,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as the log grows.")] = False,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="How many lines of the end.")] = 100,
+) -> None:
+    """The log of a run's newest attempt."""
+    from clipa.cli.tail import tail
+
+    scan = words.everything()
+    chosen = words.chosen([run], scan.statuses)
+    live = [s for s in chosen if s.state.is_live and s.attempt] or chosen
+    tail(Path(live[0].root) / live[0].run, lines, follow)
+
+
+def cancel(runs: SomeRuns, json: Json = False) -> None:
+    """Stop runs and the phases behind them; no process is left."""
+    from clipa.cli import show
+    from clipa.launch import control
+
+    found = words.chosen(runs, words.everything().statuses)
+    after = control.cancel(found)
+    if json:
+        show.json(after)
+    else:
+        show.console().print(show.statuses(after))
+
+
+def resume(runs: SomeRuns, json: Json = False) -> None:
+    """Start the next attempt of runs that are neither DONE nor live, and of the phases behind them."""
+    from clipa.cli import show
+    from clipa.launch import control
+
+    resumed = control.resume(words.chosen(runs, words.everything().statuses))
+    if json:
+        show.json({"runs": [s.run for s in resumed]})
+        return
+    show.note("resumed; it goes on when this terminal closes")
+    for s in resumed:
+        print(s.run)
+
+
+def wait(runs: SomeRuns, json: Json = False) -> None:
+    """Follow runs until they are over; exit code 1 unless all are DONE."""
+    from clipa.cli.follow import follow
+    from clipa.errors import InputError
+
+    found = words.chosen(runs, words.everything().statuses)
+    roots = {s.root for s in found}
+    if len(roots) > 1:
+        raise InputError("these runs are in different run roots", where=", ".join(sorted(roots)))
+    raise typer.Exit(follow([s.run for s in found], Path(roots.pop()), quiet=json))
+
+
+@group.command("list", epilog="Example: clipa runs list --json")
+def list_(json: Json = False) -> None:
+    """Every run under every known run root."""
+    from clipa.cli import show
+
+    found = words.everything().statuses
+    if json:
+        show.json(found)
+        return
+    show.console().print(show.statuses(found))
+
+
+@group.command("show", epilog="Example: clipa runs show latest")
+def show_(runs: SomeRuns, json: Json = False) -> None:
+    """All that is known of a run: plan, state, scores, provenance."""
+    from clipa.cli import show
+
+    scan = words.everything()
+    found = words.chosen(runs, scan.statuses)
+    if json:
+        show.json([{"status": s, "plan": scan.facts[s.run].plan} for s in found])
+        return
+    for s in found:
+        facts = scan.facts[s.run]
+        print(show.plan_text([facts.plan]))
+        print(f"  state {s.state.value}, attempt {s.attempt}, {s.step}/{s.steps} steps, {s.samples:,} samples")
+        print(f"  {facts.params:,} parameters on {facts.device}" if facts.params else "  no trainer has begun yet")
+        for x in s.scores:
+            print(f"  {x.set} at {x.size} px, step {x.step}: top-1 {x.top1:.2f} %, top-5 {x.top5:.2f} % of {x.samples}")
+        code = facts.plan.code
+        print(f"  clipa {code.version} {code.revision[:12]}{' (dirty)' if code.dirty else ''}")
+        print(f"  {s.root}/{s.run}")
+    for line in show.reasons(found):
+        show.note(line)

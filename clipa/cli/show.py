@@ -1,0 +1,180 @@
+"""Everything that is printed: tables for people, JSON for programs. Facts go to stdout, notes to stderr."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from clipa.launch.prepare import Prepared
+    from clipa.launch.request import Submission
+    from clipa.registry.state import RunStatus, Score
+    from clipa.spec.plan import Plan
+
+STYLES = {
+    "DONE": "green",
+    "RUNNING": "cyan",
+    "STAGING": "cyan",
+    "QUEUED": "blue",
+    "WAITING": "yellow",
+    "FAILED": "bold red",
+    "CANCELLED": "magenta",
+    "BLOCKED": "red",
+    "INTERRUPTED": "bold yellow",
+    "UNKNOWN": "yellow",
+}
+WIDE = 160
+
+
+def console() -> Console:
+    """The console of stdout; wide enough not to cut tables when nobody watches."""
+    return Console() if sys.stdout.isatty() else Console(width=WIDE)
+
+
+def note(text: str) -> None:
+    """A remark beside the facts."""
+    print(text, file=sys.stderr)
+
+
+def json(value: object) -> None:
+    """One JSON document."""
+    sys.stdout.write(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")
+    sys.stdout.flush()
+
+
+def statuses(found: Sequence[RunStatus]) -> Table:
+    """One line a run."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("run", "state", "att", "step", "%", "samples/s", "loss", "score", "ETA", "age"):
+        table.add_column(title, justify="left" if title in ("run", "state", "score") else "right", no_wrap=True)
+    for s in found:
+        table.add_row(
+            f"{s.run}" + (f" ({s.name})" if s.name else ""),
+            f"[{STYLES[s.state.value]}]{s.state.value}[/]",
+            str(s.attempt),
+            f"{s.step}/{s.steps}" if s.steps else "-",
+            f"{s.percent:.0f}",
+            _number(s.samples_per_s, ",.0f"),
+            _number(s.loss, ".3f"),
+            score(s),
+            span(s.eta_s),
+            span(s.age_s),
+        )
+    return table
+
+
+def reasons(found: Iterable[RunStatus]) -> list[str]:
+    """For every run that is not simply on its way: why, and what to do."""
+    lines = []
+    for s in found:
+        if s.why and s.state.value != "DONE":
+            first, *rest = s.why.splitlines() or [""]
+            lines.append(f"{s.run}: {first}")
+            lines += [f"    {line}" for line in rest[:8]]
+        if s.hint:
+            lines.append(f"    {s.hint}")
+    return lines
+
+
+def score(s: RunStatus) -> str:
+    """The newest score in a few characters."""
+    if not s.scores:
+        return "-"
+    last = s.scores[-1]
+    return f"{last.set} {last.top1:.1f}% @{last.size}"
+
+
+def span(seconds: float | None) -> str:
+    """A length of time in two units."""
+    if seconds is None:
+        return "-"
+    whole = int(seconds)
+    for unit, size, lower, below in (("d", 86400, "h", 3600), ("h", 3600, "m", 60), ("m", 60, "s", 1)):
+        if whole >= size:
+            return f"{whole // size}{unit}{whole % size // below:02d}{lower}"
+    return f"{whole}s"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def dry_run(prepared: Prepared, as_json: bool) -> None:
+    """The plans, and exactly what would be submitted."""
+    from clipa.launch import request
+
+    if as_json:
+        json({"plans": prepared.plans, "submission": request.describe(prepared)})
+        return
+    print(plan_text(prepared.plans))
+    print()
+    print(request.describe(prepared))
+    note("dry run: nothing was submitted")
+
+
+def plan_text(plans: Sequence[Plan]) -> str:
+    """Each plan in a few lines."""
+    lines = []
+    for plan in plans:
+        lines.append(f"{plan.run}: {plan.kind} of {plan.recipe} on {plan.cluster}")
+        if plan.init:
+            lines.append(f"  starts from {plan.init.ref}")
+        for data in filter(None, [plan.data, *(e.data for e in plan.evals.values())]):
+            count = f"{data.samples:,} samples" if data.samples is not None else "samples not counted"
+            lines.append(
+                f"  reads {data.name}: {data.shards} shard(s), {data.bytes / 2**20:.1f} MiB, {count}, "
+                f"manifest {data.manifest[:12]}"
+            )
+        if plan.steps:
+            lines.append(f"  {plan.steps:,} steps, warm-up {plan.warmup_steps:,}")
+    return "\n".join(lines)
+
+
+def submitted(submission: Submission, as_json: bool) -> None:
+    """The ids of what was submitted."""
+    if as_json:
+        json({"runs": [s.run for s in submission.runs], "group": submission.runs[0].group, "root": submission.root,
+              "already": submission.already})  # fmt: skip
+        return
+    if submission.already:
+        note(submission.already)
+    else:
+        note(f"submitted to {submission.runs[0].cluster}; it goes on when this terminal closes")
+    for status in submission.runs:
+        print(status.run)
+
+
+def results(found: Sequence[RunStatus]) -> None:
+    """What a group of runs came to: phase, tokens, samples, speed, scores, and where everything lies."""
+    table = Table(title="results", title_style="bold", header_style="bold")
+    for title in ("phase", "image tokens", "text tokens", "samples", "images/s", "zero-shot top-1"):
+        table.add_column(title, justify="left" if title in ("phase", "zero-shot top-1") else "right")
+    for s in found:
+        scores = "\n".join(f"{x.top1:5.1f} %  {x.set}, {x.samples} images at {x.size} px" for x in _last_scores(s))
+        table.add_row(
+            s.phase,
+            str(s.image_tokens or "-"),
+            str(s.text_tokens or "-"),
+            f"{s.samples:,}" if s.samples else "-",
+            _number(s.samples_per_s, ",.0f"),
+            scores or "-",
+        )
+    out = console()
+    out.print(table)
+    out.print("run directories:", highlight=False)
+    for s in found:
+        out.print(f"  {s.root}/{s.run}", highlight=False, soft_wrap=True)
+    last = found[-1].run
+    out.print("try next:", highlight=False)
+    for command in (f"clipa runs show {last}", f"clipa logs {found[0].run}", "clipa plan demo"):
+        out.print(f"  {command}", highlight=False, soft_wrap=True)
+
+
+def _last_scores(s: RunStatus) -> list[Score]:
+    newest = max((x.step for x in s.scores), default=0)
+    return [x for x in s.scores if x.step == newest]

@@ -1,0 +1,70 @@
+"""The end of a run's log, and what is added to it."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+from clipa.cli import show
+from clipa.errors import InputError
+from clipa.launch.children import last_lines
+from clipa.registry.run_dir import RunDir
+from clipa.registry.scan import scan
+
+
+def tail(path: Path, lines: int, follow: bool) -> None:
+    """Print the last lines of the newest attempt's log; with `follow`, go on until the run is over."""
+    run = RunDir(path)
+    log = _newest(run)
+    while log is None and follow and _is_live(run):
+        time.sleep(0.2)
+        log = _newest(run)
+    if log is None:
+        raise InputError("no log yet", where=run.id, hint=f"clipa status {run.id}")
+    show.note(f"{log}")
+    for line in last_lines(log, lines):
+        print(line)
+    error = log.with_suffix(".err")
+    for line in last_lines(error, 20):
+        print(line, file=sys.stderr)
+    if follow:
+        try:
+            _follow(run, log)
+        except KeyboardInterrupt:
+            return
+
+
+def _newest(run: RunDir) -> Path | None:
+    for attempt in reversed(run.claimed()):
+        for name in ("rank-0.log", "stage.log"):
+            if (run.logs(attempt) / name).is_file():
+                return run.logs(attempt) / name
+    return None
+
+
+def _is_live(run: RunDir) -> bool:
+    return any(s.run == run.id and s.state.is_live for s in scan([run.path.parent]).statuses)
+
+
+def _follow(run: RunDir, log: Path) -> None:
+    file = log.open("rb")
+    try:
+        file.seek(0, 2)
+        while True:
+            chunk = file.read()
+            if chunk:
+                sys.stdout.write(chunk.decode(errors="replace"))
+                sys.stdout.flush()
+                continue
+            newest = _newest(run)
+            if newest is not None and newest != log:
+                file.close()
+                log, file = newest, newest.open("rb")
+                show.note(f"{log}")
+            elif not _is_live(run):
+                return
+            else:
+                time.sleep(0.3)
+    finally:
+        file.close()

@@ -1,0 +1,72 @@
+"""What the user's words mean here: defaults, clusters, runs; and what the shell may complete."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from clipa.registry.scan import Scan
+    from clipa.registry.state import RunStatus
+
+
+def roots() -> list[Path]:
+    """Every run root known to this user, and the one that is in force here."""
+    from clipa.launch.folders import folders
+    from clipa.registry.roots import known_roots
+    from clipa.spec import catalog
+    from clipa.spec.load import load_cluster
+
+    settled = catalog.defaults(Path.cwd())
+    here, _ = folders(load_cluster(catalog.find_cluster(settled.cluster)), settled.run_root)
+    return sorted({*known_roots(), here})
+
+
+def everything() -> Scan:
+    """All runs under all known roots."""
+    from clipa.registry.scan import scan
+
+    return scan(roots())
+
+
+def chosen(words: Sequence[str], statuses: Sequence[RunStatus]) -> list[RunStatus]:
+    """The runs that the words mean, each once, oldest first; all of them without words."""
+    from clipa.registry.find import find
+
+    if not words:
+        return list(statuses)
+    wanted = {status.run for word in words for status in find(statuses, word)}
+    return [status for status in statuses if status.run in wanted]
+
+
+def complete_run(incomplete: str) -> list[str]:
+    """Run ids, groups and names for the shell."""
+    try:
+        found = everything().statuses
+    except Exception:
+        return []
+    words = ["latest", *(s.run for s in reversed(found)), *(s.name for s in found if s.name)]
+    return [word for word in dict.fromkeys(words) if word.startswith(incomplete)]
+
+
+def complete_recipe(incomplete: str) -> list[str]:
+    """Recipes for the shell: those that ship with clipa, and files."""
+    from clipa.spec import catalog
+
+    return [name for name in (*catalog.recipes(), *_files(incomplete)) if name.startswith(incomplete)]
+
+
+def complete_cluster(incomplete: str) -> list[str]:
+    """Cluster profiles for the shell: those that ship with clipa, and files."""
+    from clipa.spec import catalog
+
+    return [name for name in (*catalog.clusters(), *_files(incomplete)) if name.startswith(incomplete)]
+
+
+def _files(incomplete: str) -> list[str]:
+    folder = Path(incomplete).parent if "/" in incomplete else Path()
+    try:
+        return sorted(str(path) for path in folder.iterdir() if path.suffix == ".toml")
+    except OSError:
+        return []
