@@ -1,0 +1,1 @@
+"""Scoring weights: zero-shot classification from prompts, on all ranks."""

@@ -1,0 +1,55 @@
+"""`python -m clipa.eval RUN_DIR [--attempt N]`: run the eval phase of a plan."""
+
+from __future__ import annotations
+
+import sys
+
+from clipa.eval.devices import Ranks, joined, precision_of
+from clipa.eval.process import Session, run_process
+from clipa.eval.weights import read_tensors, resolve
+from clipa.eval.zeroshot import Evaluator
+from clipa.model.clip import Clip
+from clipa.registry import events
+from clipa.spec.card import WEIGHTS_NAME
+from clipa.spec.job import Eval
+
+
+def evaluate(session: Session, ranks: Ranks) -> int:
+    """Score the plan's starting weights on its sets."""
+    plan, log = session.plan, session.log
+    assert isinstance(plan.settings, Eval)
+    assert plan.init is not None
+    found = resolve(plan, plan.init)
+    card = found.card
+    model = Clip(card.model, card.image_size, card.text_tokens, card.positions).to(ranks.device)
+    model.load(read_tensors(found.path / WEIGHTS_NAME))
+    precision = precision_of(plan.settings.precision, ranks.device)
+    if log:
+        log.write(events.Resolved, ref=plan.init.ref, path=str(found.path), digest=found.digest)
+        log.write(
+            events.Begun,
+            step=0,
+            steps=0,
+            device=str(ranks.device),
+            precision=precision,
+            processes=ranks.world,
+            params=sum(p.numel() for p in model.parameters()),
+        )
+    evaluator = Evaluator(session.run, plan, session.attempt, ranks, precision)
+    sizes = plan.settings.sizes or (card.image_size,)
+    evaluator.score(model, card, found.digest, plan.settings.sets, sizes, plan.settings.batch, log)
+    return 0
+
+
+def main() -> int:
+    """Entry of the module."""
+
+    def work(session: Session) -> int:
+        with joined(session.plan.world) as ranks:
+            return evaluate(session, ranks)
+
+    return run_process("clipa.eval", ("eval",), work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

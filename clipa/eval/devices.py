@@ -1,0 +1,98 @@
+"""The processes and the device of an attempt, and what they agree on."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+
+from clipa.errors import TrainError
+from clipa.spec.plan import World
+
+
+class Ranks(NamedTuple):
+    """This process among all: its rank, their number, and its device."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that writes."""
+        return self.rank == 0
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any rank: one small all-reduce."""
+        if self.world == 1:
+            return flag
+        value = torch.tensor([int(flag)], device=self.device)
+        dist.all_reduce(value, op=dist.ReduceOp.MAX)
+        return bool(value.item())
+
+    def total(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum over all ranks."""
+        if self.world > 1:
+            dist.all_reduce(values)
+        return values
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.world > 1:
+            dist.barrier()
+
+
+@contextlib.contextmanager
+def joined(world: World) -> Iterator[Ranks]:
+    """Join the processes of an attempt (env:// rendezvous of torch.distributed), and part at the end.
+
+    Raises:
+        TrainError: the plan wants a GPU that is not visible, or another number of processes.
+    """
+    rank, count = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if count != world.processes:
+        raise TrainError(f"started as {count} process(es), the plan says {world.processes}", where="WORLD_SIZE")
+    torch.set_num_threads(world.threads)
+    device = _device(world)
+    if count == 1:
+        yield Ranks(rank, count, device)
+        return
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", rank=rank, world_size=count)
+    try:
+        yield Ranks(rank, count, device)
+    finally:
+        dist.destroy_process_group()
+
+
+def _device(world: World) -> torch.device:
+    if world.device == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise TrainError(
+            "the plan wants a GPU, and torch sees none",
+            where=f"torch {torch.__version__}",
+            hint="install the CUDA build of torch, or use a cluster profile with gpus = 0",
+        )
+    torch.backends.cuda.matmul.allow_tf32 = True
+    torch.backends.cudnn.allow_tf32 = True
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(device)
+    return device
+
+
+def precision_of(wanted: str, device: torch.device) -> str:
+    """`bf16` or `fp32`; `auto` is bf16 where the device computes it natively."""
+    if wanted != "auto":
+        return wanted
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return "bf16" if torch.cpu._is_amx_tile_supported() else "fp32"
+
+
+def autocast(precision: str, device: torch.device) -> torch.autocast:
+    """The context in which the model computes."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")

@@ -1,0 +1,90 @@
+"""What every training or evaluation process does around its work: arguments, the attempt, its last words."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from clipa.errors import ClipaError, InputError
+from clipa.registry import events
+from clipa.registry.run_dir import RunDir
+from clipa.spec import plan as plans
+from clipa.spec.plan import Plan
+
+RESUMABLE = 75
+"""Exit code of a process that was asked to leave and can be resumed (EX_TEMPFAIL of sysexits.h)."""
+
+
+class Session(NamedTuple):
+    """One attempt as its processes see it; only rank 0 has an event log."""
+
+    run: RunDir
+    plan: Plan
+    attempt: int
+    log: events.EventWriter | None
+
+    @property
+    def stop_file(self) -> Path:
+        """The file whose existence asks to leave; the supervisor gives a node-local one."""
+        return Path(os.environ.get("CLIPA_STOP_FILE") or self.run.stop_file(self.attempt))
+
+
+def run_process(name: str, kinds: Sequence[str], work: Callable[[Session], int]) -> int:
+    """Parse the arguments, do the work, record how it ended.
+
+    Exit codes: 0 done, 75 stopped and resumable, 1 failed, 2 the input is wrong.
+    """
+    parser = argparse.ArgumentParser(prog=f"python -m {name}", description="run a plan's phase by hand")
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("--attempt", type=int, default=0, help="the claimed attempt; without it the next is claimed")
+    arguments = parser.parse_args()
+    try:
+        session = _open(RunDir(arguments.run_dir.absolute()), arguments.attempt, kinds)
+    except ClipaError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    try:
+        code = work(session)
+    except ClipaError as error:
+        print(error, file=sys.stderr)
+        _last_words(session, "failed", str(error))
+        return error.exit_code
+    except Exception as error:
+        traceback.print_exc()
+        _last_words(session, "failed", f"{type(error).__name__}: {error}")
+        return 1
+    _last_words(session, "stopped" if code == RESUMABLE else "done", "")
+    return code
+
+
+def _open(run: RunDir, attempt: int, kinds: Sequence[str]) -> Session:
+    try:
+        plan = plans.decode(run.plan.read_bytes())
+    except (OSError, msgspec.MsgspecError) as error:
+        raise InputError(f"not a run: {error}", where=str(run.plan)) from error
+    if plan.kind not in kinds:
+        raise InputError(f"this is a plan of {plan.kind}", where=str(run.plan), allowed=", ".join(kinds))
+    while attempt == 0:
+        candidate = max([0, *run.claimed()]) + 1
+        attempt = candidate if run.claim(candidate) else 0
+    is_first = os.environ.get("RANK", "0") == "0"
+    return Session(run, plan, attempt, events.EventWriter(run, attempt, "train") if is_first else None)
+
+
+def _last_words(session: Session, outcome: str, error: str) -> None:
+    if session.log is None:
+        return
+    step = 0
+    try:
+        step = int(session.run.heartbeat(session.attempt, "train").read_text())
+    except (OSError, ValueError):
+        pass
+    session.log.write(events.TrainerEnded, outcome=outcome, step=step, error=error)
+    session.log.close()

@@ -1,0 +1,1 @@
+"""Two towers, where they meet, and the loss."""
