@@ -1,0 +1,90 @@
+"""The rules of the house, each held by a test."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = sorted((ROOT / "clipa").rglob("*.py"))
+LONGEST_FILE, LONGEST_FUNCTION = 400, 60
+
+DOORS = {
+    "submitit": {"clipa/launch/submit.py"},
+    "fsspec": {"clipa/storage/store.py"},
+    "s3fs": {"clipa/storage/store.py"},
+    "webdataset": {"clipa/data/wds.py"},
+    "timm": {"clipa/model/towers.py"},
+    "torchvision": {"clipa/model/torchvision_guard.py"},
+    "sklearn": {"clipa/data/demo.py"},
+    "sqlite3": {"clipa/registry/index.py"},
+}
+HEAVY = ("torch", "numpy", "s3fs", "fsspec", "submitit", "sqlite3", "timm", "botocore", "aiohttp")
+
+
+def _name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def _imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module.partition(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("library", DOORS)
+def test_one_door(library: str) -> None:
+    users = {_name(path) for path in SOURCES if library in _imports(path)}
+    assert users <= DOORS[library], f"{library} is imported outside its door: {users - DOORS[library]}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=_name)
+def test_sizes(path: Path) -> None:
+    text = path.read_text()
+    assert len(text.splitlines()) <= LONGEST_FILE, "this file wants to be two"
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            length = (node.end_lineno or 0) - node.lineno + 1
+            assert length <= LONGEST_FUNCTION, f"{node.name} has {length} lines, and wants to be two"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=_name)
+def test_nothing_unsafe_and_no_bag(path: Path) -> None:
+    assert path.stem not in {"utils", "common", "helpers", "misc"}, "name the concept"
+    text = path.read_text()
+    for word in ("shell=True", "os.system(", "pickle.load", "torch.load(", "TO" + "DO", "FIX" + "ME"):
+        assert word not in text, f"{word} stands in {_name(path)}"
+
+
+def test_the_front_door_is_cheap() -> None:
+    code = f"import sys, clipa.cli.main; print([m for m in {HEAVY!r} if m in sys.modules])"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    assert loaded == "[]", f"`clipa --help` imports {loaded}"
+
+
+def test_import_contracts() -> None:
+    done = subprocess.run(
+        [Path(sys.executable).parent / "lint-imports"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_no_leaks() -> None:
+    words = ("/wo" + "rk/", "fa" + "rm-", "/tmp/" + "bash_jobs")
+    for word in words:
+        done = subprocess.run(["git", "grep", "-nI", word], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert not done.stdout, done.stdout
+
+
+def test_changelog_has_this_version() -> None:
+    from clipa import __version__
+
+    assert f"[{__version__}]" in (ROOT / "CHANGELOG.md").read_text()
