@@ -1,0 +1,309 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from clipa.data import demo
+from clipa.data.pipeline import Batch, ShardSet, eval_batches, normalise, open_shards, train_batches
+from clipa.data.wds import shard_bytes
+from clipa.errors import ConfigError, DataError
+from clipa.spec.job import ImageInput, Optim, Pretrain, TextInput
+from clipa.storage import manifest as manifests
+from clipa.storage.manifest import Manifest, Shard
+
+
+@pytest.fixture(scope="module")
+def bucket(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bucket")
+    demo.write(str(folder))
+    return folder
+
+
+def opened(bucket: Path, split: str) -> ShardSet:
+    return open_shards(manifests.decode((bucket / split / "manifest.json").read_bytes()), bucket / split)
+
+
+def phase(batch: int = 24, size: int = 16) -> Pretrain:
+    return Pretrain(
+        data="x",
+        samples=10_000,
+        batch=batch,
+        image=ImageInput(size=size),
+        text=TextInput(tokens=8),
+        optim=Optim(lr=1e-3),
+    )
+
+
+def batches(
+    shards: ShardSet, *, rank: int = 0, world: int = 1, start: int = 0, stop: int = 3, workers: int = 0, seed: int = 5
+) -> list[Batch]:
+    return list(
+        train_batches(
+            shards,
+            phase(),
+            seed=seed,
+            rank=rank,
+            world=world,
+            start_step=start,
+            stop_step=stop,
+            workers=workers,
+            pin=False,
+        )
+    )
+
+
+def same(left: list[Batch], right: list[Batch]) -> bool:
+    return len(left) == len(right) and all(
+        torch.equal(a.images, b.images) and torch.equal(a.tokens, b.tokens) for a, b in zip(left, right, strict=True)
+    )
+
+
+def test_batches_are_what_they_say(bucket: Path) -> None:
+    for batch in batches(opened(bucket, "train")):
+        assert (batch.images.shape, batch.images.dtype) == ((24, 3, 16, 16), torch.uint8)
+        assert (batch.tokens.shape, batch.tokens.dtype) == ((24, 8), torch.int64)
+        assert batch.images.is_contiguous()
+        assert batch.replaced == 0
+        assert (batch.tokens[:, 0] == 49_406).all()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_don_t_change_the_batches(bucket: Path, workers: int) -> None:
+    shards = opened(bucket, "train")
+    assert same(batches(shards, workers=workers), batches(shards))
+
+
+@pytest.mark.parametrize("world", [2, 3, 8])
+def test_the_ranks_together_see_the_global_batch(bucket: Path, world: int) -> None:
+    shards = opened(bucket, "train")
+    shares = [batches(shards, rank=rank, world=world) for rank in range(world)]
+    joined = [
+        Batch(torch.cat([b.images for b in step]), torch.cat([b.tokens for b in step]))
+        for step in zip(*shares, strict=True)
+    ]
+    assert same(joined, batches(shards))
+
+
+def test_a_resumed_stream_goes_on_as_if_nothing_had_happened(bucket: Path) -> None:
+    shards = opened(bucket, "val")  # 200 samples: steps 6 to 12 cross an epoch's end
+    assert same(batches(shards, start=7, stop=12, workers=1), batches(shards, stop=12)[7:])
+    assert not same(batches(shards, seed=6), batches(shards))
+    assert batches(shards, start=4, stop=4, workers=2) == []
+
+
+def test_loading_leaves_the_trainers_random_numbers_alone(bucket: Path) -> None:
+    state = torch.get_rng_state()
+    batches(opened(bucket, "val"), workers=1)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(("world", "workers"), [(1, 0), (1, 2), (3, 0), (7, 0)])
+def test_evaluation_sees_every_sample_once(bucket: Path, world: int, workers: int) -> None:
+    shards = opened(bucket, "val")
+    parts = [
+        batch
+        for rank in range(world)
+        for batch in eval_batches(shards, size=32, batch=16, rank=rank, world=world, workers=workers)
+    ]
+    whole = list(eval_batches(shards, size=32, batch=200, rank=0, world=1, workers=0))
+    assert len(whole) == 1
+    assert torch.equal(torch.cat([p.labels for p in parts]), whole[0].labels)
+    assert torch.equal(torch.cat([p.images for p in parts]), whole[0].images)
+    assert max(len(p.labels) for p in parts) <= 16
+
+
+def test_a_rank_may_get_no_sample(tmp_path: Path, bucket: Path) -> None:
+    shards = written(tmp_path, [("a", {"jpg": picture(bucket), "cls": b"3"})])
+    found = [list(eval_batches(shards, size=16, batch=8, rank=r, world=4, workers=1)) for r in range(4)]
+    assert sorted(len(batches) for batches in found) == [0, 0, 0, 1]
+
+
+def written(folder: Path, samples: list[tuple[str, dict[str, bytes]]]) -> ShardSet:
+    data = shard_bytes(samples)
+    (folder / "0.tar").write_bytes(data)
+    return open_shards(Manifest(url="memory://x", shards=(Shard(name="0.tar", size=len(data)),)), folder)
+
+
+def picture(bucket: Path) -> bytes:
+    from clipa.data.index import Part
+    from clipa.data.shards import Reader
+
+    reader = Reader(opened(bucket, "val"), Part.CAPTION)
+    image = reader.read(0).image
+    reader.close()
+    return image
+
+
+def test_bad_samples_are_replaced_the_same_way_for_every_world(tmp_path: Path, bucket: Path) -> None:
+    image = picture(bucket)
+    samples = []
+    for number in range(60):
+        bad = {"jpg": image[:200]} if number % 3 == 0 else {"jpg": image}
+        caption = {"json": b"{}"} if number % 7 == 1 else {"txt": f"number {number}".encode()}
+        samples.append((f"{number:03d}", {**bad, **caption}))
+    shards = written(tmp_path, samples)
+    whole = batches(shards)
+    assert 20 < sum(batch.replaced for batch in whole) < 40
+    halves = [batches(shards, rank=rank, world=2, workers=rank) for rank in range(2)]
+    joined = [
+        Batch(torch.cat([a.images, b.images]), torch.cat([a.tokens, b.tokens])) for a, b in zip(*halves, strict=True)
+    ]
+    assert same(joined, whole)
+    assert [a.replaced + b.replaced for a, b in zip(*halves, strict=True)] == [b.replaced for b in whole]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_data_that_is_all_bad_is_an_error_with_examples(tmp_path: Path, workers: int) -> None:
+    shards = written(tmp_path, [(f"key{n}", {"jpg": b"broken", "txt": b"x"}) for n in range(30)])
+    with pytest.raises(DataError) as caught:
+        batches(shards, workers=workers)
+    assert "samples in a row cannot be used" in caught.value.what
+    assert "0.tar: key" in caught.value.what
+    assert "Traceback" not in str(caught.value)
+
+
+def test_a_broken_image_in_an_evaluation_is_an_error(tmp_path: Path, bucket: Path) -> None:
+    shards = written(tmp_path, [("ok", {"jpg": picture(bucket), "cls": b"1"}), ("bad", {"jpg": b"x", "cls": b"1"})])
+    with pytest.raises(DataError) as caught:
+        list(eval_batches(shards, size=16, batch=2, rank=0, world=1, workers=1))
+    assert caught.value.where.endswith("0.tar: bad")
+
+
+def test_a_batch_that_can_t_be_divided_is_refused(bucket: Path) -> None:
+    with pytest.raises(ConfigError, match="24 cannot be divided among 5"):
+        batches(opened(bucket, "val"), world=5)
+
+
+def test_normalise() -> None:
+    images = torch.randint(0, 256, (2, 3, 4, 4), dtype=torch.uint8)
+    mean, std = (0.1, 0.2, 0.3), (0.5, 0.25, 0.2)
+    found = normalise(images, mean, std)
+    assert found.dtype == torch.float32
+    for channel in range(3):
+        expected = (images[:, channel].double() / 255 - mean[channel]) / std[channel]
+        assert (found[:, channel].double() - expected).abs().max() < 1e-5
+
+
+def children(pid: int) -> list[int]:
+    try:
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except FileNotFoundError:
+        return []
+
+
+def gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def wait_for(true: object, seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():  # type: ignore[operator]
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.02)
+
+
+def test_a_killed_worker_is_our_error(bucket: Path) -> None:
+    before = set(children(os.getpid()))
+    stream = train_batches(
+        opened(bucket, "train"),
+        phase(),
+        seed=0,
+        rank=0,
+        world=1,
+        start_step=0,
+        stop_step=100_000,
+        workers=2,
+        pin=False,
+    )
+    next(stream)
+    workers = [pid for pid in children(os.getpid()) if pid not in before and "spawn" not in cmdline(pid)]
+    os.kill(workers[-1], signal.SIGKILL)
+    with pytest.raises(DataError, match="data worker died"):
+        for _ in stream:
+            pass
+
+
+def cmdline(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_text()
+
+
+READER = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+import test_data_pipeline as t
+from clipa.data.pipeline import train_batches
+stream = train_batches(t.opened(Path({bucket!r}), "train"), t.phase(), seed=0, rank=0, world=1, start_step=0,
+                       stop_step=10**9, workers=2, pin=False)
+next(stream)
+print("ready", flush=True)
+{then}
+"""
+
+
+def reading(bucket: Path, then: str) -> subprocess.Popen[str]:
+    code = READER.format(tests=str(Path(__file__).parent), bucket=str(bucket), then=then)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+def test_workers_die_with_a_killed_parent(bucket: Path) -> None:
+    process = reading(bucket, "import time; time.sleep(600)")
+    workers = children(process.pid)
+    assert len(workers) >= 2
+    process.kill()
+    process.wait()
+    wait_for(lambda: all(gone(pid) for pid in workers), 10.0)
+
+
+def test_workers_leave_ctrl_c_to_their_parent(bucket: Path) -> None:
+    then = """
+import signal
+hits = []
+signal.signal(signal.SIGINT, lambda *_: hits.append(1))
+print("armed", flush=True)
+while not hits:
+    next(stream)
+for _ in range(20):
+    next(stream)
+print("went on", flush=True)
+"""
+    process = reading(bucket, then)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "armed\n"
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.stdout.readline() == "went on\n"
+    process.stdout.close()
+    assert process.wait(30) == 0
+
+
+def test_workers_end_with_a_closed_stream(bucket: Path) -> None:
+    then = """
+stream.close()
+print("closed", flush=True)
+time.sleep(600)
+"""
+    process = reading(bucket, "import time\n" + then)
+    workers_gone = lambda: not [pid for pid in children(process.pid) if not gone(pid)]  # noqa: E731
+    assert process.stdout is not None
+    assert process.stdout.readline() == "closed\n"
+    wait_for(workers_gone, 20.0)
+    process.kill()
+    process.wait()
+    process.stdout.close()

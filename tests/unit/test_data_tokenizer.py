@@ -1,0 +1,111 @@
+import random
+import subprocess
+import sys
+from types import ModuleType
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clipa.data import tokenizer as door
+from clipa.data.tokenizer import Tokenizer, merged, tokenizer
+from clipa.errors import ConfigError
+from clipa.spec.budget import VOCABULARY
+
+ODD = [
+    "",
+    " \t\r\n\x0b",
+    "\x00\x01\x1b[31mred\x7f\u200b\ufeff",
+    "🙂 👩🏽‍🚀 🇩🇪 a🙂b",
+    "&amp;lt;b&amp;gt; &nbsp;&#128512; caf&eacute;",
+    "naïve Ünïcödé ﬁne ﷺ Ａｂｃ",
+    "東京の猫 кошка قطة",
+    "don't we'll I'd THEY'RE it's 's 'S",
+    "1984 3.14 ½ ٣ x2y",
+    "<start_of_text> in the <END_OF_TEXT> middle",
+    "sch\ufffd\ufffd mojibake: cafÃ© â€œquotedâ€\x9d",
+    "word " * 10_000,
+    "x" * 500,
+    "-" * 300 + "🙂" * 200,
+    "{}[]()<>|\\/~^`@#$%*_=+",
+]
+
+
+@pytest.fixture(scope="module")
+def theirs() -> ModuleType:
+    return door._load_module()
+
+
+def captions() -> list[str]:
+    chance = random.Random(5)
+    letters = "abcdefghijklmnopqrstuvwxyzABCXYZäß'-.,!0123456789 é&;#<>_🙂東\x07"
+    words = ["".join(chance.choice(letters) for _ in range(chance.randint(1, 14))) for _ in range(1500)]
+    words += [
+        "a",
+        "the",
+        "photo",
+        "of",
+        "dog",
+        "dogs",
+        "running",
+        "blue",
+        "London",
+        "isn't",
+        "&amp;",
+        "http://x.y/z?q=1",
+    ]
+    made = [" ".join(chance.choice(words) for _ in range(chance.randint(0, 25))) for _ in range(2000 - len(ODD))]
+    return made + ODD
+
+
+@pytest.mark.parametrize("tokens", [3, 8, 77])
+def test_ids_equal_open_clips_own(theirs: ModuleType, tokens: int) -> None:
+    texts = captions()
+    expected = theirs.SimpleTokenizer()(texts, tokens)
+    found = tokenizer("clip-bpe").encode(texts, tokens)
+    assert found.dtype == torch.int64
+    assert found.shape == (2000, tokens)
+    assert torch.equal(found, expected)
+
+
+def test_a_full_memory_changes_no_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = captions()[:300]
+    expected = tokenizer("clip-bpe").encode(texts, 32)
+    monkeypatch.setattr(door, "_CACHED_WORDS", 50)
+    small = Tokenizer()
+    assert torch.equal(small.encode(texts, 32), expected)
+    assert len(small._known) <= 50
+    assert len(small._source.cache) == 2  # the special tokens only: open_clip's own memory has no bound
+
+
+@given(st.text(st.sampled_from("abeinst'"), min_size=2, max_size=120))
+def test_queue_merges_like_open_clip(word: str) -> None:
+    source = tokenizer("clip-bpe")._source
+    expected = tokenizer("clip-bpe")._merge(word).split(" ")
+    source.cache.pop(word, None)
+    assert merged(word, source.bpe_ranks) == expected
+
+
+def test_no_captions_gives_no_rows() -> None:
+    assert tokenizer("clip-bpe").encode([], 8).shape == (0, 8)
+
+
+def test_vocabulary_is_the_one_of_the_budget() -> None:
+    found = tokenizer("clip-bpe")
+    assert (found.vocabulary, found.start, found.end) == (VOCABULARY["clip-bpe"], 49_406, 49_407)
+
+
+def test_unknown_name_is_refused_with_a_suggestion() -> None:
+    with pytest.raises(ConfigError) as caught:
+        tokenizer("clip-bp")
+    assert 'did you mean "clip-bpe"?' in str(caught.value)
+
+
+def test_neither_open_clip_nor_torchvision_is_imported() -> None:
+    code = (
+        "import sys; from clipa.data.tokenizer import tokenizer; tokenizer('clip-bpe').encode(['a dog'], 8);"
+        "print(sorted({'torchvision', 'open_clip', 'timm'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
