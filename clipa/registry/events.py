@@ -143,7 +143,19 @@ class Ended(Event, frozen=True, kw_only=True, tag="ended"):
 
 
 AnyEvent: TypeAlias = (
-    Submitted | Waiting | Started | Staged | Spawned | Resolved | Begun | Step | Saved | Scored | TrainerEnded | Ended
+    Submitted
+    | Queued
+    | Waiting
+    | Started
+    | Staged
+    | Spawned
+    | Resolved
+    | Begun
+    | Step
+    | Saved
+    | Scored
+    | TrainerEnded
+    | Ended
 )
 
 _decoder: msgspec.json.Decoder[AnyEvent] = msgspec.json.Decoder(AnyEvent)
