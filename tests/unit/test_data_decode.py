@@ -100,6 +100,8 @@ def test_crop_lies_inside_and_scaling_leaves_enough(
         assert min(cut.box.height, cut.box.width) // d >= size
         assert all(edge % d == 0 for edge in (cut.box.top, cut.box.left, cut.box.height, cut.box.width))
     assert abs(cut.box.top - box.top) <= d / 2
+    assert abs(cut.box.left - box.left) <= d / 2
+    assert abs(cut.box.top + cut.box.height - box.top - box.height) < max(d, 1)
     assert abs(cut.box.left + cut.box.width - box.left - box.width) < max(d, 1)
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from clipa.data.order import Draws, Order, Purpose, permutation
 
 sizes = st.lists(st.integers(0, 30), min_size=1, max_size=12).filter(lambda s: sum(s) > 0)
-PINNED = [8, 6, 2, 0, 10, 1, 9, 5, 4, 3, 11, 7]
+PINNED = [8, 6, 2, 0, 10, 1, 9, 5, 4, 3, 11, 7, 8, 9, 5, 6, 4, 10, 11, 1, 0, 3, 2, 7]
 PINNED_DRAW = 0.1300857085561754
 
 seeds = st.integers(0, 2**63 - 1)
@@ -56,7 +56,7 @@ def test_epochs_and_seeds_differ_and_small_data_is_shuffled_fully() -> None:
 
 def test_the_order_is_pinned() -> None:
     # A resumed run must see the same order under another version of numpy or clipa.
-    assert Order([3, 4, 5], 1).at(0, 12).tolist() == PINNED
+    assert Order([3, 4, 5], 1).at(0, 24).tolist() == PINNED
     assert Draws(1, 2, Purpose.CROP).uniform() == PINNED_DRAW
 
 
