@@ -15,7 +15,7 @@ from clipa.spec.plan import World
 
 
 class Ranks(NamedTuple):
-    """This process among all: its rank, their number, and its device."""
+    """One process among all: its rank, their number, and its device."""
 
     rank: int
     world: int

@@ -1,0 +1,23 @@
+"""`python -m clipa.train RUN_DIR [--attempt N]`: run the training phase of a plan."""
+
+from __future__ import annotations
+
+import sys
+
+from clipa.eval.devices import joined
+from clipa.eval.process import Session, run_process
+from clipa.train.trainer import Trainer
+
+
+def main() -> int:
+    """Entry of the module."""
+
+    def work(session: Session) -> int:
+        with joined(session.plan.world) as ranks:
+            return Trainer(session, ranks).train()
+
+    return run_process("clipa.train", ("pretrain", "finetune"), work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,141 @@
+"""Our towers compute what open_clip's compute, and cost what the budget says."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from clipa.model.clip import Clip
+from clipa.model.posembed import resize_image, resize_text, sincos2d
+from clipa.model.torchvision_guard import import_torchvision
+from clipa.spec import budget
+from clipa.spec.job import ImageTower, Model, TextTower
+
+import_torchvision()
+from open_clip.transformer import TextTransformer, VisionTransformer  # noqa: E402
+
+
+def _model(pool="cls"):
+    # ViT-B/16's widths at a reduced depth.
+    return Model(
+        embed_dim=512,
+        image=ImageTower(patch=16, width=768, layers=2, heads=12, pool=pool),
+        text=TextTower(width=512, layers=2, heads=8),
+    )
+
+
+@pytest.mark.parametrize(("pool", "theirs"), [("cls", "tok"), ("gap", "avg")])
+def test_image_tower_agrees_with_open_clip(pool, theirs):
+    torch.manual_seed(0)
+    ours = Clip(_model(pool), 64, 16, "learnable").eval().image
+    other = VisionTransformer(64, 16, 768, 2, 12, 4.0, output_dim=512, pool_type=theirs).eval()
+    trunk, fresh = ours.trunk, other.state_dict()
+    weights = {
+        "class_embedding": trunk.cls_token[0, 0],
+        "positional_embedding": trunk.pos_embed[0],
+        "proj": trunk.head.weight.T,
+        "conv1.weight": trunk.patch_embed.proj.weight,
+    }
+    for mine, name in (("norm_pre", "ln_pre"), ("norm", "ln_post")):
+        weights |= {f"{name}.{k}": v for k, v in getattr(trunk, mine).state_dict().items()}
+    pairs = {"norm1": "ln_1", "norm2": "ln_2", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj",
+             "attn.proj": "attn.out_proj"}  # fmt: skip
+    for number, block in enumerate(trunk.blocks):
+        there = f"transformer.resblocks.{number}."
+        weights[there + "attn.in_proj_weight"] = block.attn.qkv.weight
+        weights[there + "attn.in_proj_bias"] = block.attn.qkv.bias
+        for mine, name in pairs.items():
+            module = block.get_submodule(mine)
+            weights |= {there + f"{name}.{k}": v for k, v in module.state_dict().items()}
+    assert set(weights) == set(fresh)
+    other.load_state_dict(weights)
+    images = torch.randn(3, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(images), other(images), rtol=0, atol=1e-5)
+
+
+def test_text_tower_agrees_with_open_clip():
+    torch.manual_seed(0)
+    ours = Clip(_model(), 32, 16, "learnable").eval().text
+    other = TextTransformer(context_length=16, width=512, heads=8, layers=2, output_dim=512).eval()
+    weights = {
+        "token_embedding.weight": ours.token_embedding.weight,
+        "positional_embedding": ours.positional_embedding,
+        "text_projection": ours.projection.weight.T,
+    } | {f"ln_final.{k}": v for k, v in ours.ln_final.state_dict().items()}
+    pairs = {"ln_1": "ln_1", "ln_2": "ln_2", "fc_1": "mlp.c_fc", "fc_2": "mlp.c_proj", "proj": "attn.out_proj"}
+    for number, block in enumerate(ours.blocks):
+        there = f"transformer.resblocks.{number}."
+        weights[there + "attn.in_proj_weight"] = block.qkv.weight
+        weights[there + "attn.in_proj_bias"] = block.qkv.bias
+        for mine, name in pairs.items():
+            module = block.get_submodule(mine)
+            weights |= {there + f"{name}.{k}": v for k, v in module.state_dict().items()}
+    missing = other.load_state_dict(weights, strict=False)
+    assert not missing.unexpected_keys
+    assert set(missing.missing_keys) <= {"attn_mask"}
+    tokens = torch.randint(1, 40_000, (4, 16))
+    tokens[torch.arange(4), torch.tensor([15, 9, 4, 2])] = 49_407
+    with torch.no_grad():
+        torch.testing.assert_close(ours(tokens), other(tokens), rtol=0, atol=1e-5)
+
+
+def test_parameters_are_those_of_the_budget():
+    model = Clip(_model(), 64, 16, "learnable")
+    assert sum(p.numel() for p in model.parameters()) == budget.model_params(_model(), 16, 16)
+
+
+def test_flops_are_those_of_the_budget():
+    model = _model()
+    clip = Clip(model, 64, 16, "learnable").eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        clip(torch.zeros(2, 3, 64, 64), torch.ones(2, 16, dtype=torch.long))
+    expected = 2 * (budget.image_flops(model.image, 16, 512) + budget.text_flops(model.text, 16, 512))
+    assert counter.get_total_flops() == pytest.approx(expected, rel=0.01)
+
+
+def test_sincos_positions_are_those_of_mae():
+    table = sincos2d(3, 8)
+    assert table.shape == (10, 8)
+    assert not table[0].any()
+    row, column = 2, 1
+    frequencies = torch.tensor([1.0, 10_000**-0.5])
+    expected = torch.cat([(column * frequencies).sin(), (column * frequencies).cos(),
+                          (row * frequencies).sin(), (row * frequencies).cos()])  # fmt: skip
+    torch.testing.assert_close(table[1 + row * 3 + column], expected)
+
+
+def test_resizing_keeps_the_class_row_and_constants():
+    table = torch.cat([torch.full((1, 4), 9.0), torch.full((4, 4), 2.0)])
+    bigger = resize_image(table, 6)
+    assert bigger.shape == (37, 4)
+    torch.testing.assert_close(bigger[0], table[0])
+    torch.testing.assert_close(bigger[1:], torch.full((36, 4), 2.0))
+    assert resize_text(torch.ones(8, 4), 32).shape == (32, 4)
+
+
+def _small():
+    return Model(embed_dim=8, image=ImageTower(patch=4, width=16, layers=1, heads=2),
+                 text=TextTower(width=8, layers=1, heads=2))  # fmt: skip
+
+
+def test_a_fixed_grid_is_promoted_to_a_trained_parameter():
+    before, after = Clip(_small(), 8, 8, "sincos2d"), Clip(_small(), 16, 16, "learnable")
+    assert not before.image.trunk.pos_embed.requires_grad
+    after.load(before.state_dict())
+    assert after.image.trunk.pos_embed.requires_grad
+    torch.testing.assert_close(after.image.trunk.pos_embed[0], resize_image(sincos2d(2, 16), 4))
+
+
+def test_a_fixed_grid_is_computed_anew():
+    before, after = Clip(_small(), 8, 8, "sincos2d"), Clip(_small(), 16, 16, "sincos2d")
+    after.load(before.state_dict())
+    torch.testing.assert_close(after.image.trunk.pos_embed[0], sincos2d(4, 16))
+
+
+def test_the_scale_stays_in_its_range():
+    model = Clip(_small(), 8, 8, "learnable")
+    assert model.logit_scale.shape == (1,)
+    for value, kept in ((9.0, torch.tensor(100.0).log().item()), (-1.0, 0.0)):
+        torch.nn.init.constant_(model.logit_scale, value)
+        model.clamp()
+        assert model.logit_scale.item() == pytest.approx(kept)
