@@ -1,0 +1,169 @@
+"""Real trainer processes: kill -9 and resume, one process and two, asked to leave, a loss that is not finite."""
+
+import io
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+from PIL import Image
+from safetensors.torch import load_file
+
+from clipa.data.wds import shard_bytes
+from clipa.registry import events
+from clipa.registry.run_dir import RunDir, write_whole
+from clipa.spec import plan as plans
+from clipa.spec.cluster import Dataset
+from clipa.spec.job import Checkpoints, ImageInput, ImageTower, Model, Optim, Pretrain, TextInput, TextTower
+from clipa.spec.plan import Code, Data, Limits, Plan, World
+from clipa.storage import manifest as manifests
+from clipa.storage.manifest import Manifest, Shard
+
+STEPS, BATCH = 40, 8
+WORDS = ("red", "green", "blue", "grey")
+
+
+def _jpeg(number):
+    out = io.BytesIO()
+    Image.new("RGB", (16, 16), (number * 37 % 256, number * 91 % 256, number * 53 % 256)).save(out, "JPEG")
+    return out.getvalue()
+
+
+@pytest.fixture
+def make_run(tmp_path):
+    raw = shard_bytes([(f"{n:04d}", {"jpg": _jpeg(n), "txt": f"a {WORDS[n % 4]} {n}".encode()}) for n in range(48)])
+    manifest = Manifest(url="file:///somewhere", shards=(Shard(name="a.tar", size=len(raw), version="1"),))
+    write_whole(manifests.staged_folder(str(tmp_path / "cache"), manifest.digest) / "a.tar", raw)
+
+    def make(name, processes=1, lr=1e-3):
+        phase = Pretrain(
+            data="squares", samples=STEPS * BATCH, batch=BATCH, image=ImageInput(size=8), text=TextInput(tokens=8),
+            optim=Optim(lr=lr, warmup_samples=4 * BATCH), positions="sincos2d", precision="fp32",
+            checkpoint=Checkpoints(every_samples=4 * BATCH), log_every_samples=BATCH,
+        )  # fmt: skip
+        model = Model(embed_dim=8, image=ImageTower(patch=4, width=16, layers=1, heads=2),
+                      text=TextTower(width=8, layers=1, heads=2))  # fmt: skip
+        data = Data(name="squares", source=Dataset(url=manifest.url), manifest=manifest.digest, shards=1,
+                    bytes=len(raw))  # fmt: skip
+        run = RunDir(tmp_path / "runs" / name)
+        plan = Plan(
+            run=name, group="g", created=0.0, recipe="r", recipe_digest="d", phase="pretrain", cluster="local",
+            backend="local", model=model, settings=phase, world=World(processes=processes),
+            limits=Limits(max_attempts=3, time_limit_minutes=5), code=Code(version="0"), seed=1, data=data,
+            run_root=str(tmp_path / "runs"), cache=str(tmp_path / "cache"), steps=STEPS, warmup_steps=4,
+        )  # fmt: skip
+        write_whole(run.manifest(manifest.digest), manifests.encode(manifest))
+        write_whole(run.plan, plans.encode(plan))
+        return run
+
+    return make
+
+
+def _start(run, attempt, world):
+    assert run.claim(attempt)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    argv = [sys.executable, "-m", "clipa.train", str(run.path), "--attempt", str(attempt)]
+    base = {**os.environ, "OMP_NUM_THREADS": "1"}
+    if world > 1:
+        base |= {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [
+        subprocess.Popen(argv, env=base | ({"RANK": str(r), "LOCAL_RANK": str(r)} if world > 1 else {}),
+                         stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+        for r in range(world)
+    ]  # fmt: skip
+
+
+def _finish(ranks):
+    said = [rank.communicate(timeout=120)[1] for rank in ranks]
+    return [rank.returncode for rank in ranks], "\n".join(said)
+
+
+def _steps(run, attempt):
+    return [e for e in events.read(run.event_file(attempt, "train")) if isinstance(e, events.Step)]
+
+
+def _until(condition):
+    deadline = time.monotonic() + 90
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def _bytes(run):
+    return (run.step_dir(STEPS) / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_killed_and_resumed_is_bit_for_bit_what_was_never_killed(make_run, world):
+    straight, killed = make_run("straight", world), make_run("killed", world)
+    codes, said = _finish(_start(straight, 1, world))
+    assert codes == [0] * world, said
+    ranks = _start(killed, 1, world)
+    _until(lambda: killed.complete_checkpoints())
+    for rank in ranks:
+        os.kill(rank.pid, signal.SIGKILL)
+    _finish(ranks)
+    assert not (killed.step_dir(STEPS) / "COMPLETE").exists(), "killed too late to prove anything"
+    codes, said = _finish(_start(killed, 2, world))
+    assert codes == [0] * world, said
+    begun = [e for e in events.read(killed.event_file(2, "train")) if isinstance(e, events.Begun)]
+    assert begun[0].step > 0
+    assert _bytes(killed) == _bytes(straight)
+
+
+def test_two_processes_lose_what_one_loses(make_run):
+    one, two = make_run("one"), make_run("two", 2)
+    for run, world in ((one, 1), (two, 2)):
+        codes, said = _finish(_start(run, 1, world))
+        assert codes == [0] * world, said
+    left, right = ([e.loss for e in _steps(run, 1)] for run in (one, two))
+    assert len(left) == STEPS
+    assert left[:12] == pytest.approx(right[:12], rel=1e-5)
+
+
+def test_asked_to_leave_saves_and_can_be_resumed(make_run):
+    run, straight = make_run("stopped"), make_run("straight")
+    write_whole(run.stop_file(1), b"")
+    codes, said = _finish(_start(run, 1, 1))
+    assert codes == [75], said
+    step = run.complete_checkpoints()[-1][0]
+    assert 0 < step < STEPS
+    assert _finish(_start(run, 2, 1))[0] == [0]
+    assert _finish(_start(straight, 1, 1))[0] == [0]
+    assert _bytes(run) == _bytes(straight)
+
+
+def test_a_torn_checkpoint_is_passed_over(make_run):
+    run = make_run("torn")
+    assert _finish(_start(run, 1, 1))[0] == [0]
+    good = _bytes(run)
+    torn = run.step_dir(STEPS) / "model.safetensors"
+    torn.write_bytes(torn.read_bytes()[:-1] + b"\x00\x01")
+    codes, said = _finish(_start(run, 2, 1))
+    assert codes == [0], said
+    assert _bytes(run) == good
+
+
+def test_a_loss_that_is_not_finite_keeps_only_good_checkpoints(make_run):
+    run = make_run("nan", lr=9.0)
+    folder = run.path
+    code = (
+        "import sys, torch, clipa.train.trainer as t\n"
+        "real = t.contrastive_loss\n"
+        "calls = iter(range(10**6))\n"
+        "t.contrastive_loss = lambda *a: real(*a) * (float('nan') if next(calls) == 11 else 1.0)\n"
+        "from clipa.train.__main__ import main\n"
+        "sys.exit(main())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1, done.stderr
+    assert "step 12" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert run.complete_checkpoints()
+    for _, path in run.complete_checkpoints():
+        assert all(t.isfinite().all() for t in load_file(path / "model.safetensors").values())
