@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -47,24 +47,30 @@ def json(value: object) -> None:
     sys.stdout.flush()
 
 
+_COLUMNS: tuple[tuple[str, bool, int, Callable[[RunStatus], str]], ...] = (
+    # title, left-justified, narrowest console that shows it, cell
+    ("run", True, 0, lambda s: f"{s.run} ({s.name})" if s.name else s.run),
+    ("state", True, 0, lambda s: f"[{STYLES[s.state.value]}]{s.state.value}[/]"),
+    ("att", False, 100, lambda s: str(s.attempt)),
+    ("step", False, 90, lambda s: f"{s.step}/{s.steps}" if s.steps else "-"),
+    ("%", False, 0, lambda s: f"{s.percent:.0f}"),
+    ("samples/s", False, 80, lambda s: _number(s.samples_per_s, ",.0f")),
+    ("loss", False, 110, lambda s: _number(s.loss, ".3f")),
+    ("score", True, 120, lambda s: score(s)),
+    ("ETA", False, 0, lambda s: span(s.eta_s)),
+    ("age", False, 110, lambda s: span(s.age_s)),
+)
+
+
 def statuses(found: Sequence[RunStatus]) -> Table:
-    """One line a run."""
+    """One line a run; a narrow terminal gets the columns that matter most."""
+    width = console().width
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("run", "state", "att", "step", "%", "samples/s", "loss", "score", "ETA", "age"):
-        table.add_column(title, justify="left" if title in ("run", "state", "score") else "right", no_wrap=True)
+    shown = [column for column in _COLUMNS if column[2] <= width]
+    for title, left, _, _ in shown:
+        table.add_column(title, justify="left" if left else "right", no_wrap=True, overflow="ellipsis")
     for s in found:
-        table.add_row(
-            f"{s.run}" + (f" ({s.name})" if s.name else ""),
-            f"[{STYLES[s.state.value]}]{s.state.value}[/]",
-            str(s.attempt),
-            f"{s.step}/{s.steps}" if s.steps else "-",
-            f"{s.percent:.0f}",
-            _number(s.samples_per_s, ",.0f"),
-            _number(s.loss, ".3f"),
-            score(s),
-            span(s.eta_s),
-            span(s.age_s),
-        )
+        table.add_row(*[cell(s) for _, _, _, cell in shown])
     return table
 
 

@@ -99,7 +99,7 @@ def _require_space(folder: Path, need: int) -> None:
     free = shutil.disk_usage(folder).free
     if need and need + RESERVE > free:
         raise InputError(
-            f"{need:,} bytes to fetch, {free:,} bytes free: {need + RESERVE - free:,} short (with {RESERVE:,} in reserve)",
+            f"{need:,} bytes to fetch, {free:,} bytes free: {need + RESERVE - free:,} short ({RESERVE:,} stay free)",
             where=str(folder),
             hint="free some space, or set cache in the cluster profile to a larger disk",
         )

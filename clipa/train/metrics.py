@@ -1,4 +1,4 @@
-"""What the loop tells: events for programs, lines for a log, a sign of life. Rates are over the steps since the last."""
+"""What the loop tells: events for programs, lines for a log, a sign of life. Rates are since the last telling."""
 
 from __future__ import annotations
 

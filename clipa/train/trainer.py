@@ -76,7 +76,7 @@ class Trainer:
             image, text, scale = self.parallel(images, batch.tokens.to(device, non_blocking=True))
         loss = contrastive_loss(image, text, scale)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
         self.optimizer.step()
         self.model.clamp()

@@ -132,7 +132,8 @@ def road(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Road:
     (tmp_path / "squares.toml").write_text(RECIPE)
     (tmp_path / "clipa.toml").write_text(
         'recipe = "squares.toml"\ncluster = "here.toml"\nrun_root = "runs"\n'
-        f'[datasets]\nsquares = "{tmp_path}/bucket/train"\nheld-out = {{ url = "{tmp_path}/bucket/test/{{00000..00000}}.tar" }}\n'
+        f'[datasets]\nsquares = "{tmp_path}/bucket/train"\n'
+        f'held-out = {{ url = "{tmp_path}/bucket/test/{{00000..00000}}.tar" }}\n'
     )
     (tmp_path / "here.toml").write_text(f'gpus = 0\nthreads = 1\nmax_attempts = 3\ncache = "{tmp_path}/cache"\n')
     return Road(tmp_path)

@@ -71,7 +71,7 @@ def test_a_strangers_pipeline_on_two_processes(road: Road) -> None:
 
 
 def test_kill_9_of_the_trainer_is_survived(road: Road) -> None:
-    (run,) = road.submit("pretrain", "--set", "phases.pretrain.samples=16000")
+    (run,) = road.submit("pretrain", "--set", "phases.pretrain.samples=40000")
     road.until(run, lambda s: s["state"] == "RUNNING" and int(str(s["step"])) >= 10)
     os.kill(_spawned(road, run).pids[0], signal.SIGKILL)
     status = road.until(run, lambda s: s["state"] == "DONE")
@@ -83,7 +83,7 @@ def test_kill_9_of_the_trainer_is_survived(road: Road) -> None:
 
 
 def test_kill_9_of_the_supervisor_shows_interrupted_and_resumes(road: Road) -> None:
-    runs = road.submit("pipeline", "--set", "phases.pretrain.samples=8000")
+    runs = road.submit("pipeline", "--set", "phases.pretrain.samples=40000")
     road.until(runs[0], _training)
     folder = RunDir(road.folder / "runs" / runs[0])
     started = [e for e in events.read(folder.event_file(1, "supervisor")) if isinstance(e, events.Started)]
@@ -205,7 +205,9 @@ def test_dry_run_shows_the_command_and_submits_nothing(road: Road) -> None:
 
 
 def test_junk_in_the_run_root_never_crashes_and_is_named(road: Road) -> None:
-    (run,) = road.submit("pretrain", "--set", "phases.pretrain.samples=64")
+    (run,) = road.submit(
+        "pretrain", "--set", "phases.pretrain.samples=64", "--set", "phases.pretrain.optim.warmup_samples=0"
+    )
     road.run("wait", run)
     root = road.folder / "runs"
     (root / "stray.txt").write_text("?")

