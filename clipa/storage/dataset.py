@@ -22,12 +22,13 @@ def index(source: Dataset) -> Manifest:
     """
     store = Store(source)
     entries = {entry.name: entry for entry in store.list()}
-    known = _beside(store) if not store.pattern or store.exists(manifests.MANIFEST_NAME) else {}
-    shards = [_shard(entry, known) for name, entry in sorted(entries.items()) if name.endswith(".tar")]
-    if not store.pattern and (gone := sorted(set(known) - set(entries))):
-        raise InputError(
-            f"the manifest names {gone[0]}, which is not there", where=store.url, hint="write the dataset again"
-        )
+    known = _beside(store)
+    if known and not store.pattern:
+        # The manifest is written last: what it does not name is of an older or an unfinished writing.
+        names = sorted(known)
+    else:
+        names = sorted(name for name in entries if name.endswith(".tar"))
+    shards = [_shard(store, name, entries.get(name), known.get(name)) for name in names]
     if not shards:
         seen = ", ".join(sorted(entries)[:5]) or "nothing"
         raise InputError(
@@ -39,30 +40,47 @@ def index(source: Dataset) -> Manifest:
     return Manifest(url=store.url, shards=tuple(shards))
 
 
-def _shard(entry: Entry, known: dict[str, Shard]) -> Shard:
-    require_safe(entry.name)
-    listed = known.get(entry.name)
+def _shard(store: Store, name: str, entry: Entry | None, listed: Shard | None) -> Shard:
+    require_safe(name)
+    where = f"{store.url}/{manifests.MANIFEST_NAME}"
+    if entry is None:
+        raise InputError(f"the manifest names {name}, which is not there", where=where, hint="write the dataset again")
     if listed is None:
-        return Shard(name=entry.name, size=entry.size, version=entry.version)
+        return Shard(name=name, size=entry.size, version=entry.version)
     if listed.size != entry.size:
         raise InputError(
-            f"{entry.name} has {entry.size} bytes, the manifest beside it says {listed.size}",
-            where=manifests.MANIFEST_NAME,
+            f"{name} has {entry.size} bytes, the manifest says {listed.size}",
+            where=where,
             hint="the shard was changed or cut: write the dataset again, or delete the manifest",
         )
     return listed
 
 
 def _beside(store: Store) -> dict[str, Shard]:
+    """The shards of the manifest beside them; empty where there is none, or a JSON file that is another program's."""
     if not store.exists(manifests.MANIFEST_NAME):
         return {}
+    raw = store.read(manifests.MANIFEST_NAME)
     try:
-        found = manifests.decode(store.read(manifests.MANIFEST_NAME))
+        found = manifests.decode(raw)
+    except msgspec.ValidationError as error:
+        if not _is_ours(raw):
+            return {}
+        raise _unreadable(store, error) from error
     except msgspec.MsgspecError as error:
-        raise StorageError(
-            f"the manifest cannot be read: {error}", where=f"{store.url}/{manifests.MANIFEST_NAME}", hint="delete it"
-        ) from error
+        raise _unreadable(store, error) from error
     return {shard.name: shard for shard in found.shards}
+
+
+def _is_ours(raw: bytes) -> bool:
+    document = msgspec.json.decode(raw)
+    return isinstance(document, dict) and {"shards", "schema"} <= set(document)
+
+
+def _unreadable(store: Store, error: Exception) -> StorageError:
+    return StorageError(
+        f"the manifest cannot be read: {error}", where=f"{store.url}/{manifests.MANIFEST_NAME}", hint="delete it"
+    )
 
 
 def side_file(source: Dataset, name: str) -> str | None:
@@ -82,6 +100,9 @@ def require_safe(name: str) -> None:
     Raises:
         InputError: an absolute name, `..`, or a character that no shard needs.
     """
-    path = PurePosixPath(name)
-    if not name or path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name or name.startswith("."):
-        raise InputError("refusing the name of an object", where=repr(name), allowed="relative names without ..")
+    parts = PurePosixPath(name).parts
+    odd = "\\" in name or not name.isprintable() or any(part == "/" or part.startswith(".") for part in parts)
+    if odd or "/".join(parts) != name or not name:
+        raise InputError(
+            "refusing the name of an object", where=repr(name), allowed="relative names; no part begins with a dot"
+        )

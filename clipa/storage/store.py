@@ -6,24 +6,42 @@ when a connection breaks (s3fs PR 1007), and `generic.rsync` passes over errors.
 
 from __future__ import annotations
 
+import errno
 import os
 import random
-import re
 import time
 from collections.abc import Callable, Iterator
-from fnmatch import fnmatchcase
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from clipa.errors import InputError, StorageError
+from clipa.errors import ClipaError, InputError, StorageError
 from clipa.registry.run_dir import write_whole
 from clipa.spec.cluster import Dataset
+from clipa.storage import pattern as patterns
+from clipa.storage.pattern import redacted
 
 PART = 8 << 20
 """Bytes of one ranged read."""
 _GIVE_UP_S = 60.0
-_BRACES = re.compile(r"\{([^{}]*)\}")
-_MOST_NAMES = 1_000_000
+"""How long one request may go without success. A range that arrives starts the clock anew."""
+_MAY_PASS = frozenset(
+    (errno.EIO, errno.EREMOTEIO, errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.ETIMEDOUT, errno.ECONNRESET, errno.EPIPE)
+)
+"""s3fs turns HTTP 500 into EREMOTEIO, 503 and SlowDown into EBUSY, and codes that it does not know into EIO."""
+_WIRE_ERRORS = frozenset(
+    [
+        "HTTPClientError",
+        "ConnectionError",
+        "IncompleteReadError",
+        "ResponseParserError",
+        "ClientConnectionError",
+        "ClientPayloadError",
+        "ServerDisconnectedError",
+    ]
+)
+"""Class names in botocore and aiohttp for trouble on the way (no import of either: other stores do not have them)."""
+_NO_CREDENTIALS = frozenset(["NoCredentialsError", "PartialCredentialsError", "TokenRetrievalError", "ProfileNotFound"])
 _T = TypeVar("_T")
 
 
@@ -35,40 +53,6 @@ class Entry(NamedTuple):
     version: str
 
 
-def redacted(url: str) -> str:
-    """A URL without user and password."""
-    return re.sub(r"(?<=://)[^/@\s]*@", "***@", url)
-
-
-def expand_braces(pattern: str) -> list[str]:
-    """`{000..127}` and `{a,b}` as bash expands them.
-
-    Raises:
-        InputError: more than a million names, or a range that is not one.
-    """
-    match = _BRACES.search(pattern)
-    if match is None:
-        return [pattern]
-    head, tail = pattern[: match.start()], pattern[match.end() :]
-    body = match.group(1)
-    first, dots, last = body.partition("..")
-    if dots and first.isdecimal() and last.isdecimal():
-        low, high = int(first), int(last)
-        width = len(first) if first.startswith("0") or len(first) == len(last) else 0
-        if abs(high - low) >= _MOST_NAMES:
-            raise InputError("the pattern names more than a million shards", where=pattern)
-        numbers = range(low, high + 1) if low <= high else range(low, high - 1, -1)
-        words = [str(number).zfill(width) for number in numbers]
-    elif "," in body:
-        words = body.split(",")
-    else:
-        raise InputError(f"cannot read {{{body}}}", where=pattern, allowed="{00000..00127} or {a,b}")
-    names = [head + word + rest for word in words for rest in expand_braces(tail)]
-    if len(names) > _MOST_NAMES:
-        raise InputError("the pattern names more than a million shards", where=pattern)
-    return names
-
-
 class Store:
     """The objects under one URL: a folder, or a folder and a pattern for the names in it."""
 
@@ -77,11 +61,8 @@ class Store:
         url = source.url
         if "://" not in url:
             url = "file://" + os.path.abspath(os.path.expanduser(url))
-        base, _, last = url.rpartition("/")
-        self.pattern = last if any(mark in last for mark in "*?{[") else ""
-        self._base = base if self.pattern else url.rstrip("/")
-        if any(mark in self._base for mark in "*?{["):
-            raise InputError("a pattern may stand in the last part of the URL only", where=redacted(url))
+        self._base, self.pattern = patterns.split(url)
+        self._secret = (url, source.endpoint)
         self.scheme = url.partition("://")[0]
         self.url = redacted(self._base)
         self._fs, self._root = self._open(source)
@@ -95,7 +76,7 @@ class Store:
             return filesystem, str(kind._strip_protocol(self._base)).rstrip("/")
         except (ValueError, ImportError) as error:
             raise InputError(
-                f"cannot open {self.scheme}:// URLs: {error}",
+                f"cannot open {self.scheme}:// URLs: {redacted(str(error), *self._secret)}",
                 where=self.url,
                 allowed="s3://, file://, memory://, and every scheme whose fsspec package is installed (gcsfs, adlfs)",
             ) from error
@@ -108,25 +89,28 @@ class Store:
             StorageError: the store does not answer.
         """
         found = self._call(lambda: self._fs.find(self._root, detail=True), self.url)
-        wanted = set(expand_braces(self.pattern)) if "{" in self.pattern else None
+        fits = patterns.matcher(self.pattern) if self.pattern else bool
         entries = []
         for path, info in found.items():
             name = str(path)[len(self._root) :].lstrip("/")
-            if self.pattern and not any(fnmatchcase(name, p) for p in (wanted or {self.pattern})):
-                continue
-            entries.append(Entry(name, int(info.get("size") or 0), _version(info)))
-        if wanted and (missing := sorted(w for w in wanted if "*" not in w)) and len(missing) > len(entries):
-            absent = sorted(set(missing) - {entry.name for entry in entries})
-            raise InputError(f"{len(absent)} of {len(missing)} shards are missing, first {absent[0]}", where=self.url)
+            if fits(name):
+                entries.append(Entry(name, int(info.get("size") or 0), _version(str(path), info)))
+        absent = patterns.missing(self.pattern, (entry.name for entry in entries)) if self.pattern else []
+        if absent:
+            raise InputError(
+                f"{len(absent)} of the shards that the URL names are missing, first {absent[0]}", where=self.url
+            )
         return sorted(entries)
 
     def read(self, name: str) -> bytes:
         """A whole object."""
-        return b"".join(self.chunks(name, self.size(name)))
+        return b"".join(self.chunks(name, self.entry(name).size))
 
-    def size(self, name: str) -> int:
-        """Size of an object in bytes."""
-        return int(self._call(lambda: self._fs.info(self._path(name)), self._shown(name))["size"])
+    def entry(self, name: str) -> Entry:
+        """Size and version of an object now."""
+        path = self._path(name)
+        info = self._call(lambda: self._fs.info(path), self._shown(name))
+        return Entry(name, int(info.get("size") or 0), _version(path, info))
 
     def chunks(self, name: str, size: int) -> Iterator[bytes]:
         """The bytes of an object of known size, in parts of `PART`."""
@@ -170,22 +154,28 @@ class Store:
         for again in range(1000):
             try:
                 return work()
-            except FileNotFoundError as error:
-                raise InputError(
-                    "there is nothing at this URL", where=where, hint="check the URL and the endpoint"
-                ) from error
-            except PermissionError as error:
-                raise InputError(
-                    "the store refuses access",
-                    where=where,
-                    hint="check the credentials (AWS_PROFILE, AWS_ACCESS_KEY_ID)",
-                ) from error
             except Exception as error:
                 pause = random.uniform(0, min(8.0, 0.2 * 2**again))  # noqa: S311
                 if not _may_pass(error) or time.monotonic() + pause > deadline:
-                    raise StorageError(f"the store failed: {type(error).__name__}: {error}", where=where) from error
+                    raise self._ours(error, where) from error
                 time.sleep(pause)
         raise AssertionError("unreachable")
+
+    def _ours(self, error: Exception, where: str) -> ClipaError:
+        names = {kind.__name__ for kind in type(error).__mro__}
+        if isinstance(error, FileNotFoundError):
+            return InputError("there is nothing at this URL", where=where, hint="check the URL and the endpoint")
+        if isinstance(error, PermissionError) and self.scheme == "file":
+            return InputError("the file system refuses access", where=where, hint="check owner and mode of the path")
+        if isinstance(error, PermissionError) or names & _NO_CREDENTIALS:
+            return InputError(
+                f"the store refuses access: {redacted(str(error), *self._secret)}",
+                where=where,
+                hint="check the credentials (AWS_PROFILE, AWS_ACCESS_KEY_ID; anonymous = true for a public bucket)",
+            )
+        return StorageError(
+            f"the store failed: {type(error).__name__}: {redacted(str(error), *self._secret)}", where=where
+        )
 
 
 def _options(scheme: str, source: Dataset) -> dict[str, Any]:
@@ -200,17 +190,26 @@ def _options(scheme: str, source: Dataset) -> dict[str, Any]:
         "profile": source.profile or None,
         "endpoint_url": endpoint or None,
         "client_kwargs": client,
-        "config_kwargs": {"retries": {"max_attempts": 2}, **(config if endpoint else {})},
+        "config_kwargs": {
+            "retries": {"max_attempts": 2},
+            # A stalled connection must fail well before `_GIVE_UP_S`, or nothing is tried again.
+            "connect_timeout": 10,
+            "read_timeout": 20,
+            **(config if endpoint else {}),
+        },
+        "use_listings_cache": False,
         "skip_instance_cache": True,
     }
 
 
-def _version(info: dict[str, Any]) -> str:
+def _version(path: str, info: dict[str, Any]) -> str:
     etag = info.get("ETag") or info.get("etag")
     if etag:
         return str(etag).strip('"')
+    # A time tells versions of one object apart, not two objects: with its path, `a/0.tar` is never taken for `b/0.tar`.
     stamp = info.get("mtime") or info.get("LastModified") or info.get("created") or ""
-    return str(stamp)
+    # memory:// says it as a number when listed and as a date when asked.
+    return f"{stamp.timestamp() if isinstance(stamp, datetime) else stamp} {path}"
 
 
 def _may_pass(error: Exception) -> bool:
@@ -218,10 +217,7 @@ def _may_pass(error: Exception) -> bool:
     if isinstance(error, TimeoutError | ConnectionError):
         return True
     if isinstance(error, OSError) and error.errno is not None:
-        import errno
-
-        return error.errno in (errno.EIO, errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.ETIMEDOUT)
-    return (
-        type(error).__module__.partition(".")[0] in ("aiohttp", "botocore", "aiobotocore")
-        and "NoCredentials" not in type(error).__name__
-    )
+        return error.errno in _MAY_PASS
+    if type(error).__module__.partition(".")[0] not in ("aiohttp", "botocore", "aiobotocore"):
+        return False
+    return any(kind.__name__ in _WIRE_ERRORS for kind in type(error).__mro__)
