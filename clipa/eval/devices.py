@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 
-from clipa.errors import TrainError
+from clipa.errors import InputError
 from clipa.spec.plan import World
 
 
@@ -51,11 +51,11 @@ def joined(world: World) -> Iterator[Ranks]:
     """Join the processes of an attempt (env:// rendezvous of torch.distributed), and part at the end.
 
     Raises:
-        TrainError: the plan wants a GPU that is not visible, or another number of processes.
+        InputError: the plan wants a GPU that is not visible, or another number of processes.
     """
     rank, count = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if count != world.processes:
-        raise TrainError(f"started as {count} process(es), the plan says {world.processes}", where="WORLD_SIZE")
+        raise InputError(f"started as {count} process(es), the plan says {world.processes}", where="WORLD_SIZE")
     torch.set_num_threads(world.threads)
     device = _device(world)
     if count == 1:
@@ -72,7 +72,7 @@ def _device(world: World) -> torch.device:
     if world.device == "cpu":
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise TrainError(
+        raise InputError(
             "the plan wants a GPU, and torch sees none",
             where=f"torch {torch.__version__}",
             hint="install the CUDA build of torch, or use a cluster profile with gpus = 0",
@@ -90,7 +90,9 @@ def precision_of(wanted: str, device: torch.device) -> str:
         return wanted
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    return "bf16" if torch.cpu._is_amx_tile_supported() else "fp32"
+    # Private, and not in every torch: without an answer the CPU is taken to have no bf16.
+    asked = (getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
+    return "bf16" if any(supported() for supported in asked if supported) else "fp32"
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:

@@ -71,6 +71,12 @@ def _open(run: RunDir, attempt: int, kinds: Sequence[str]) -> Session:
         raise InputError(f"not a run: {error}", where=str(run.plan)) from error
     if plan.kind not in kinds:
         raise InputError(f"this is a plan of {plan.kind}", where=str(run.plan), allowed=", ".join(kinds))
+    if attempt == 0 and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError(
+            "several processes cannot claim one attempt by themselves",
+            where="--attempt",
+            hint=f"touch {run.claim_file(max([0, *run.claimed()]) + 1)}, and give that number to every process",
+        )
     while attempt == 0:
         candidate = max([0, *run.claimed()]) + 1
         attempt = candidate if run.claim(candidate) else 0

@@ -91,5 +91,12 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write tensors as a safetensors file."""
-    safetensors.torch.save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    """Write tensors as a safetensors file.
+
+    Raises:
+        OSError: the disk failed; safetensors has an error of its own for that.
+    """
+    try:
+        safetensors.torch.save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path)
+    except safetensors.SafetensorError as error:
+        raise OSError(str(error)) from error

@@ -104,16 +104,16 @@ class Evaluator:
         began = time.monotonic()
         data = self.plan.evals[name]
         device = self.ranks.device
-        with autocast(self.precision, device):
-            classifier = self._classifier(model, card, data)
-            counts = torch.zeros(3, dtype=torch.float64, device=device)
-            batches = eval_batches(
-                self._open(data), size=size, batch=batch, rank=self.ranks.rank, world=self.ranks.world,
-                workers=self.plan.world.loader_workers,
-            )  # fmt: skip
-            for images, labels in batches:
+        classifier = self._classifier(model, card, data)
+        counts = torch.zeros(3, dtype=torch.float64, device=device)
+        batches = eval_batches(
+            self._open(data), size=size, batch=batch, rank=self.ranks.rank, world=self.ranks.world,
+            workers=self.plan.world.loader_workers,
+        )  # fmt: skip
+        for images, labels in batches:
+            with autocast(self.precision, device):
                 features = model.encode_image(normalise(images.to(device), card.mean, card.std))
-                counts += _count(features @ classifier.T, labels.to(device), name, len(data.classes))
+            counts += _count(features @ classifier.T, labels.to(device), name, len(data.classes))
         samples, top1, top5 = self.ranks.total(counts).tolist()
         return Result(
             set=name,
@@ -138,7 +138,9 @@ class Evaluator:
         rows = []
         for name in data.classes:
             tokens = encode([fill(template, name) for template in data.templates], card.text_tokens)
-            rows.append(model.encode_text(tokens.to(self.ranks.device)).mean(dim=0))
+            with autocast(self.precision, self.ranks.device):
+                features = model.encode_text(tokens.to(self.ranks.device))
+            rows.append(features.mean(dim=0))
         return functional.normalize(torch.stack(rows), dim=-1)
 
     def _open(self, data: EvalData) -> ShardSet:

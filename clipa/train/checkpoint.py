@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from clipa.errors import TrainError
-from clipa.eval.weights import File, read_tensors, sha256, verify, write_tensors
+from clipa.eval.weights import File, Found, read_tensors, sha256, verify, write_tensors
 from clipa.registry.run_dir import RunDir, sync_folder, write_whole
 from clipa.spec import card as cards
 from clipa.spec.plan import Plan, Record
@@ -69,8 +69,10 @@ def save(
         shutil.rmtree(target, ignore_errors=True)
         os.replace(part, target)
         sync_folder(run.checkpoints)
-    except (OSError, RuntimeError) as error:
+    except BaseException as error:
         shutil.rmtree(part, ignore_errors=True)
+        if not isinstance(error, OSError):
+            raise
         raise TrainError(f"the checkpoint cannot be written: {error}", where=str(target)) from error
     size = sum(file.size for file in files.values())
     return Saved(bytes=size, digest=files[cards.WEIGHTS_NAME].sha256, seconds=time.monotonic() - began)
@@ -82,11 +84,11 @@ def _require_newest(run: RunDir, attempt: int) -> None:
         raise TrainError(f"attempt {attempt} may not commit: attempt {newest} has taken over", where=run.id)
 
 
-def newest_whole(run: RunDir) -> Path | None:
+def newest_whole(run: RunDir) -> Found | None:
     """The newest checkpoint whose files are all as written; torn ones are named and passed over."""
     for _, path in reversed(run.complete_checkpoints()):
         try:
-            return verify(path).path
+            return verify(path)
         except TrainError as error:
             print(f"passing over a checkpoint: {error}", flush=True)
     return None

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import time
 from typing import NamedTuple
 
 import torch
 
-from clipa.errors import TrainError
 from clipa.registry import events
 from clipa.registry.run_dir import RunDir
 
@@ -19,9 +17,9 @@ SILENCE_S = 10.0
 
 
 class StepOutcome(NamedTuple):
-    """What one optimizer step gave; tensors stay on the device until they are told."""
+    """What one optimizer step gave: the loss of the global batch; tensors stay on the device until they are told."""
 
-    loss: torch.Tensor
+    loss: float
     grad_norm: torch.Tensor
     lr: float
     logit_scale: torch.Tensor
@@ -52,11 +50,7 @@ class Meter:
         self._since, self.waited, self._steps_since = time.monotonic(), 0.0, 0
 
     def after_step(self, step: int, outcome: StepOutcome) -> None:
-        """Called after every step; `step` counts from 1.
-
-        Raises:
-            TrainError: the loss is not finite.
-        """
+        """Called after every step; `step` counts from 1."""
         self._steps_since += 1
         now = time.monotonic()
         if self.log and now - self._beat >= 1.0:
@@ -64,18 +58,11 @@ class Meter:
             self._beat = now
         if step % self.every and step != self.steps and now - self._since < SILENCE_S:
             return
-        loss = float(outcome.loss)
-        if not math.isfinite(loss):
-            raise TrainError(
-                f"the loss is {loss} at step {step}",
-                where=self.run.id,
-                hint="the last checkpoint is kept; lower optim.lr or lengthen optim.warmup_samples",
-            )
         if self.log:
-            self._tell(step, outcome, loss, now)
+            self._tell(step, outcome, now)
         self.restart_clock()
 
-    def _tell(self, step: int, outcome: StepOutcome, loss: float, now: float) -> None:
+    def _tell(self, step: int, outcome: StepOutcome, now: float) -> None:
         assert self.log is not None
         seconds = max(1e-9, now - self._since)
         speed = self._steps_since * self.batch / seconds
@@ -85,7 +72,7 @@ class Meter:
             events.Step,
             step=step,
             samples=step * self.batch,
-            loss=loss,
+            loss=outcome.loss,
             lr=outcome.lr,
             logit_scale=scale,
             grad_norm=float(outcome.grad_norm),
@@ -95,7 +82,7 @@ class Meter:
         self.run.beat(self.attempt, "train", str(step))
         left = (self.steps - step) * self.batch / speed
         print(
-            f"step {step}/{self.steps}  loss {loss:.4f}  lr {outcome.lr:.3g}  scale {scale:.2f}  "
+            f"step {step}/{self.steps}  loss {outcome.loss:.4f}  lr {outcome.lr:.3g}  scale {scale:.2f}  "
             f"{speed:,.0f} samples/s  waiting for data {wait:.0%}  {left:,.0f} s left",
             flush=True,
         )

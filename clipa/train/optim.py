@@ -9,13 +9,14 @@ from torch import nn
 
 from clipa.spec.job import Optim
 
-_NEVER_DECAYED = ("bn", "ln", "norm", "bias", "logit_scale")
+_NEVER_DECAYED = ("bn", "ln", "norm", "bias", "logit_scale", "cls_token")
 
 
 def is_decayed(name: str, parameter: torch.Tensor) -> bool:
     """Whether weight decay applies: at least two dimensions and no norm, bias or scale in the name.
 
-    This is open_clip's and CLIPA's torch rule; token and text position embeddings are decayed by it.
+    This is open_clip's and CLIPA's torch rule; token and text position embeddings are decayed by it. The class token,
+    which has one dimension there and three in timm, is not.
     """
     return parameter.ndim >= 2 and not any(word in name for word in _NEVER_DECAYED)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 
@@ -9,6 +10,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from clipa.data.pipeline import Batch, normalise, train_batches
+from clipa.errors import TrainError
 from clipa.eval.devices import Ranks, autocast, precision_of
 from clipa.eval.process import RESUMABLE, Session
 from clipa.eval.weights import Found, read_tensors, resolve
@@ -37,14 +39,13 @@ class Trainer:
         card = card_of(self.plan)
         self.model = Clip(self.plan.model, card.image_size, card.text_tokens, card.positions).to(ranks.device)
         self.optimizer = make_optimizer(self.model, self.phase.optim, ranks.device)
+        self._stored = (-1, "")  # step and digest of the newest checkpoint that this attempt has written or verified
         self.step = self._start()
         self.parallel = DistributedDataParallel(self.model) if ranks.world > 1 else self.model
         self.evaluator = Evaluator(session.run, self.plan, session.attempt, ranks, self.precision)
         self.meter = Meter(
             session.run, session.attempt, session.log, self.plan.steps, self.phase.batch, self.phase.log_every_samples
         )
-        self._digest = ""
-        self._saved_at = self.step
         self._save_due = time.monotonic() + 60 * self.phase.checkpoint.every_minutes
 
     def train(self) -> int:
@@ -75,16 +76,24 @@ class Trainer:
         with autocast(self.precision, device):
             image, text, scale = self.parallel(images, batch.tokens.to(device, non_blocking=True))
         loss = contrastive_loss(image, text, scale)
+        mean = self._require_finite(loss)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
         self.optimizer.step()
         self.model.clamp()
-        return StepOutcome(self._mean(loss), norm, lr, self.model.logit_scale.detach().exp())
+        return StepOutcome(mean, norm, lr, self.model.logit_scale.detach().exp())
 
-    def _mean(self, loss: torch.Tensor) -> torch.Tensor:
-        """The loss of the global batch."""
-        return self.ranks.total(loss.detach().clone()) / self.ranks.world
+    def _require_finite(self, loss: torch.Tensor) -> float:
+        """The loss of the global batch, checked before it can touch the weights; the same answer on every rank."""
+        mean = float(self.ranks.total(loss.detach().clone())) / self.ranks.world
+        if not math.isfinite(mean):
+            raise TrainError(
+                f"the loss is {mean} at step {self.step + 1}",
+                where=self.plan.run,
+                hint="the last checkpoint is kept; lower optim.lr or lengthen optim.warmup_samples",
+            )
+        return mean
 
     def _batches(self) -> Iterator[Batch]:
         """The batches that are left, with the time that each was waited for."""
@@ -117,8 +126,10 @@ class Trainer:
         run = self.session.run
         if self.ranks.is_first:
             checkpoint.drop_leftovers(run)
-        if path := checkpoint.newest_whole(run):
-            return checkpoint.load(path, self.model, self.optimizer).step
+        if whole := checkpoint.newest_whole(run):
+            state = checkpoint.load(whole.path, self.model, self.optimizer)
+            self._stored = (state.step, whole.digest)
+            return state.step
         if self.plan.init is not None:
             found = resolve(self.plan, self.plan.init)
             self._record_start(self.plan.init.ref, found)
@@ -156,16 +167,16 @@ class Trainer:
         return self._every(self.phase.checkpoint.every_samples) or self.ranks.any(late)
 
     def _save(self) -> None:
-        """Write a checkpoint, unless the one of this step is there already."""
+        """Write a checkpoint, unless a whole one of this step is there already."""
         self._save_due = time.monotonic() + 60 * self.phase.checkpoint.every_minutes
-        if self.ranks.is_first and not (self.session.run.step_dir(self.step) / "COMPLETE").is_file():
+        if self.ranks.is_first and self._stored[0] != self.step:
             samples = self.step * self.phase.batch
             saved = checkpoint.save(
                 self.session.run, self.plan, self.session.attempt, self.step, samples, self.model, self.optimizer
             )
             if self.session.log:
                 self.session.log.write(events.Saved, step=self.step, bytes=saved.bytes, seconds=saved.seconds)
-            self._digest = saved.digest
+            self._stored = (self.step, saved.digest)
             checkpoint.prune(self.session.run, self.phase.checkpoint.keep, self.plan.steps)
         self.ranks.barrier()
         self.meter.restart_clock()
@@ -176,5 +187,6 @@ class Trainer:
         if evaluate.sets:
             card = card_of(self.plan, self.step)
             sizes = evaluate.sizes or (card.image_size,)
-            self.evaluator.score(self.model, card, self._digest, evaluate.sets, sizes, evaluate.batch, self.session.log)
+            digest = self._stored[1] if self._stored[0] == self.step else ""  # between checkpoints weights have none
+            self.evaluator.score(self.model, card, digest, evaluate.sets, sizes, evaluate.batch, self.session.log)
             self.meter.restart_clock()

@@ -1,0 +1,107 @@
+"""Recipes and profiles: what is refused, and in which words."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clipa.errors import ConfigError
+from clipa.spec.load import load_cluster, load_recipe
+
+BASE: dict[str, Any] = {
+    "model": {
+        "embed_dim": 32,
+        "image": {"patch": 4, "width": 64, "layers": 2, "heads": 2},
+        "text": {"width": 32, "layers": 2, "heads": 2},
+    },
+    "evals": {"held-out": {"data": "x"}},
+    "phases": {
+        "pretrain": {
+            "data": "d",
+            "samples": 1000,
+            "batch": 10,
+            "image": {"size": 16},
+            "text": {"tokens": 8},
+            "optim": {"lr": 1e-3},
+        },
+        "eval": {"sets": ["held-out"]},
+    },
+}
+
+
+def toml(value: object) -> str:
+    """A value as TOML, tables inline."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(key)} = {toml(part)}" for key, part in value.items()) + "}"
+    return json.dumps(value)
+
+
+def write(folder: Path, table: dict[str, Any]) -> Path:
+    path = folder / "r.toml"
+    path.write_text("".join(f"{json.dumps(key)} = {toml(value)}\n" for key, value in table.items()))
+    return path
+
+
+def changed(path: str, value: object) -> dict[str, Any]:
+    table = copy.deepcopy(BASE)
+    here = table
+    *folders, last = path.split(".")
+    for part in folders:
+        here = here[part]
+    here[last] = value
+    return table
+
+
+def test_a_good_recipe(tmp_path: Path) -> None:
+    loaded = load_recipe(write(tmp_path, BASE), ["phases.pretrain.batch=20", "seed=7"])
+    assert loaded.recipe.name == "r"
+    assert loaded.recipe.seed == 7
+    assert loaded.recipe.phases["pretrain"].batch == 20
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        ("phases.pretrain.bacth", 1, 'did you mean "batch"'),
+        ("phases.pretrain.image.siez", 1, 'did you mean "size"'),
+        ("model.image.layers", "many", "model.image.layers: expected `int`"),
+        ("phases.pretrain.image.size", 17, "nearest: 16"),
+        ("phases.pretrain.text.tokens", 2, "3..1024"),
+        ("phases.pretrain.samples", 5, "less than one batch"),
+        ("phases.pretrain.optim.warmup_samples", 2000, "exceeds samples"),
+        ("phases.pretrain.optim.lr", 0.0, "lr must be"),
+        ("phases.pretrian", {"data": "d"}, 'did you mean "pretrain"'),
+        ("phases.eval.sets", ["nosuch"], "is not in [evals] (held-out)"),
+        ("evals.held-out.dta", "x", 'did you mean "data"'),
+        ("evals.held-out.templates", ["no place"], "exactly once"),
+        ("model.text.heads", 5, "not divisible by heads"),
+        ("schema", 99, "newer than this clipa"),
+        ("phases", {}, "phases is empty"),
+    ],
+)
+def test_refused_with_the_key(tmp_path: Path, path: str, value: object, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(write(tmp_path, changed(path, value)))
+    assert said in str(caught.value)
+    assert "r.toml" in str(caught.value)
+
+
+@given(st.text(max_size=40), st.binary(max_size=200))
+def test_junk_is_refused_in_our_words(tmp_path_factory: pytest.TempPathFactory, override: str, junk: bytes) -> None:
+    folder = tmp_path_factory.mktemp("junk")
+    (folder / "j.toml").write_bytes(junk)
+    for load in (load_recipe, load_cluster):
+        try:
+            load(folder / "j.toml")
+        except ConfigError:
+            pass
+    try:
+        load_recipe(write(folder, BASE), [override])
+    except ConfigError:
+        pass
