@@ -1,0 +1,1 @@
+"""Benchmarks: what they print goes, with machine and date, into docs/benchmarks.md. Imported by nobody."""

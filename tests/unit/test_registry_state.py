@@ -1,0 +1,183 @@
+"""The state of a run: each row of the cascade, and that nothing crashes it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clipa.errors import UnknownRun
+from clipa.registry import records
+from clipa.registry.events import EventWriter, Queued
+from clipa.registry.find import find
+from clipa.registry.liveness import identity_of, is_alive, own_identity
+from clipa.registry.run_dir import RunDir
+from clipa.registry.scan import read, scan
+from clipa.registry.state import Facts, State, reduce
+
+PLAN = {
+    "run": "r1",
+    "group": "g",
+    "created": 1.0,
+    "recipe": "x",
+    "recipe_digest": "d",
+    "phase": "pretrain",
+    "cluster": "local",
+    "backend": "local",
+    "model": {
+        "embed_dim": 8,
+        "image": {"patch": 4, "width": 8, "layers": 1, "heads": 1},
+        "text": {"width": 8, "layers": 1, "heads": 1},
+    },
+    "settings": {
+        "kind": "pretrain",
+        "data": "d",
+        "samples": 100,
+        "batch": 10,
+        "image": {"size": 8},
+        "text": {"tokens": 4},
+        "optim": {"lr": 0.1},
+    },
+    "world": {"processes": 1},
+    "limits": {"max_attempts": 3, "time_limit_minutes": 9},
+    "code": {"version": "0"},
+    "cache": "/c",
+    "steps": 10,
+}
+ME = own_identity()
+HOLDER = {"host": ME.host, "pid": ME.pid, "start_ticks": ME.start_ticks, "boot_id": ME.boot_id,
+          "pid_namespace": ME.pid_namespace}  # fmt: skip
+STARTED = {"event": "started", **HOLDER}
+SPAWNED = {"event": "spawned", "pids": [1], "start_ticks": [1]}
+
+
+def ended(outcome: str, final: bool = True) -> dict[str, Any]:
+    return {"event": "ended", "outcome": outcome, "final": final, "error": "why"}
+
+
+def make(root: Path, found: list[dict[str, Any]], name: str = "r1") -> RunDir:
+    run = RunDir(root / name)
+    run.path.mkdir(parents=True)
+    run.plan.write_text(json.dumps({**PLAN, "run": name, "run_root": str(root)}))
+    records.write_intent(run, 1, 1, "submit")
+    run.events.mkdir()
+    lines = [json.dumps({"t": float(i), "attempt": 1, **event}) for i, event in enumerate(found)]
+    run.event_file(1, "supervisor").write_text("\n".join(lines) + "\n")
+    return run
+
+
+def facts_of(run: RunDir) -> Facts:
+    facts = read(run).facts
+    assert facts is not None
+    return facts
+
+
+@pytest.mark.parametrize(
+    ("found", "alive", "beat", "state"),
+    [
+        ([], True, None, State.QUEUED),
+        ([{"event": "queued", "behind": "r0", **HOLDER}], True, None, State.QUEUED),
+        ([{"event": "queued", "behind": "r0", **HOLDER}], False, None, State.INTERRUPTED),
+        ([STARTED], True, 1.0, State.STAGING),
+        ([STARTED, {"event": "waiting", "reason": "GPU 0"}], True, 1.0, State.WAITING),
+        ([STARTED, SPAWNED], True, 1.0, State.RUNNING),
+        ([STARTED, SPAWNED], False, 1.0, State.INTERRUPTED),
+        ([STARTED, SPAWNED], None, 1.0, State.RUNNING),
+        ([STARTED, SPAWNED], None, 999.0, State.INTERRUPTED),
+        ([STARTED, SPAWNED], None, None, State.UNKNOWN),
+        ([STARTED, SPAWNED, ended("killed", final=False)], True, 1.0, State.RUNNING),
+        ([STARTED, SPAWNED, ended("killed", final=False)], False, 1.0, State.INTERRUPTED),
+        ([STARTED, SPAWNED, ended("done")], False, 1.0, State.DONE),
+        ([STARTED, SPAWNED, ended("failed")], True, 1.0, State.FAILED),
+        ([STARTED, SPAWNED, ended("cancelled")], True, 1.0, State.CANCELLED),
+        ([STARTED, SPAWNED, ended("stopped")], True, 1.0, State.INTERRUPTED),
+        ([ended("blocked")], True, None, State.BLOCKED),
+    ],
+)
+def test_cascade(
+    tmp_path: Path, found: list[dict[str, Any]], alive: bool | None, beat: float | None, state: State
+) -> None:
+    status = reduce(facts_of(make(tmp_path, found)), lambda _: alive, beat, time.time())
+    assert status.state is state
+
+
+def test_a_newer_intent_makes_it_queued_again(tmp_path: Path) -> None:
+    run = make(tmp_path, [STARTED, ended("cancelled")])
+    records.write_intent(run, 2, 2, "resume")
+    assert reduce(facts_of(run), lambda _: True, None, time.time()).state is State.QUEUED
+
+
+KINDS = ["submitted", "queued", "waiting", "started", "spawned", "begun", "step", "saved", "ended", "new-kind"]
+VALUES = st.one_of(st.none(), st.integers(), st.floats(), st.text(max_size=5), st.booleans(), st.lists(st.integers()))
+
+
+@given(
+    st.lists(st.fixed_dictionaries({"event": st.sampled_from(KINDS), "pid": VALUES, "reason": VALUES, "step": VALUES})),
+    st.sampled_from([True, False, None]),
+)
+def test_no_history_crashes_and_done_needs_a_word(
+    tmp_path_factory: pytest.TempPathFactory, found: list[dict[str, Any]], alive: bool | None
+) -> None:
+    run = make(tmp_path_factory.mktemp("r"), found)
+    assert reduce(facts_of(run), lambda _: alive, None, time.time()).state is not State.DONE
+
+
+@given(st.dictionaries(st.sampled_from(["plan.json", "events/1-train.jsonl", "intents/1.json", "events/x", "attempts/9"]),
+                       st.binary(max_size=300)))  # fmt: skip
+def test_junk_files_never_crash_a_scan(tmp_path_factory: pytest.TempPathFactory, files: dict[str, bytes]) -> None:
+    root = tmp_path_factory.mktemp("junk")
+    make(root, [STARTED])
+    for name, data in files.items():
+        path = root / "j" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    found = scan([root])
+    assert [s.run for s in found.statuses] == ["r1"]
+    if files:
+        assert any(str(root / "j") in d.path for d in found.diagnostics)
+
+
+def test_the_cache_gives_the_same_answers(tmp_path: Path, home: Path) -> None:
+    for number in range(5):
+        make(tmp_path, [STARTED, SPAWNED, ended("done")], name=f"r{number}")
+    cold = scan([tmp_path], now=100.0)
+    assert (home / ".cache" / "clipa" / "index.sqlite").is_file()
+    assert scan([tmp_path], now=100.0) == cold
+    (home / ".cache" / "clipa" / "index.sqlite").write_bytes(b"not a database" * 100)
+    assert scan([tmp_path], now=100.0) == cold
+    writer = EventWriter(RunDir(tmp_path / "r1"), 2, "queue")
+    records.write_intent(RunDir(tmp_path / "r1"), 2, 2, "resume")
+    writer.write(Queued, behind="", **HOLDER)
+    writer.close()
+    assert next(s for s in scan([tmp_path]).statuses if s.run == "r1").state is State.QUEUED
+
+
+def test_liveness_of_real_processes() -> None:
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    identity = identity_of(child.pid)
+    assert identity is not None
+    assert is_alive(identity) is True
+    os.kill(child.pid, 9)
+    deadline = time.monotonic() + 10
+    while is_alive(identity):  # it is a zombie until it is waited for, and a zombie is dead
+        assert time.monotonic() < deadline
+    child.wait()
+    assert is_alive(identity) is False
+
+
+def test_find(tmp_path: Path) -> None:
+    make(tmp_path, [], name="20260101-000000-aaaa-pretrain")
+    make(tmp_path, [], name="20260102-000000-bbbb-pretrain")
+    statuses = scan([tmp_path]).statuses
+    assert [s.run for s in find(statuses, "20260102")] == ["20260102-000000-bbbb-pretrain"]
+    assert len(find(statuses, str(tmp_path / "20260101-000000-aaaa-pretrain"))) == 1
+    with pytest.raises(UnknownRun, match="hint"):
+        find(statuses, "nosuch")
