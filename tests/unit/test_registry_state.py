@@ -130,8 +130,10 @@ def test_no_history_crashes_and_done_needs_a_word(
     assert reduce(facts_of(run), lambda _: alive, None, time.time()).state is not State.DONE
 
 
-@given(st.dictionaries(st.sampled_from(["plan.json", "events/1-train.jsonl", "intents/1.json", "events/x", "attempts/9"]),
-                       st.binary(max_size=300)))  # fmt: skip
+JUNK = st.sampled_from(["plan.json", "events/1-train.jsonl", "intents/1.json", "events/x", "attempts/9"])
+
+
+@given(st.dictionaries(JUNK, st.binary(max_size=300)))
 def test_junk_files_never_crash_a_scan(tmp_path_factory: pytest.TempPathFactory, files: dict[str, bytes]) -> None:
     root = tmp_path_factory.mktemp("junk")
     make(root, [STARTED])
