@@ -18,7 +18,7 @@ check: .venv/.test ## format, lint, types, import contracts
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy
-	@$(BIN)/lint-imports --no-timing 2>/dev/null | tail -n 3
+	@$(BIN)/lint-imports >.venv/contracts.log || { cat .venv/contracts.log; exit 1; }
 
 format: .venv/.test ## format and mend what can be mended
 	@$(BIN)/ruff format --quiet .

@@ -23,6 +23,12 @@ def _require(ok: bool, message: str) -> None:
         raise ValueError(message)
 
 
+def _require_name(where: str, name: str) -> None:
+    # Names of phases and sets become names of folders and files.
+    ok = name.isascii() and name.replace("-", "").replace("_", "").isalnum() and len(name) <= 40
+    _require(ok, f"{where}: use letters, digits, - and _ (at most 40) in a name")
+
+
 class ImageTower(Struct, frozen=True, kw_only=True):
     """A vision transformer. `width` is in channels, `patch` in pixels."""
 
@@ -241,12 +247,14 @@ class Recipe(Struct, frozen=True, kw_only=True):
         _require(1 <= self.schema <= SCHEMA, f"schema {self.schema} is newer than this clipa reads ({SCHEMA})")
         _require(0 <= self.seed < 2**63, f"seed must be in [0, 2^63), got {self.seed}")
         _require(bool(self.phases), "phases is empty: give at least one of pretrain, finetune, eval")
+        for name in self.evals:
+            _require_name(f"evals.{name}", name)
         for position, (name, phase) in enumerate(self.phases.items()):
             self._require_phase(position, name, phase)
 
     def _require_phase(self, position: int, name: str, phase: Phase) -> None:
         where = f"phases.{name}"
-        _require(name.replace("-", "").replace("_", "").isalnum(), f"{where}: use letters, digits, - and _ in a name")
+        _require_name(where, name)
         if isinstance(phase, Pretrain):
             _require(position == 0, f"{where}: pretrain must be the first phase")
         if isinstance(phase, Eval):

@@ -81,6 +81,7 @@ def test_a_good_recipe(tmp_path: Path) -> None:
         ("evals.held-out.dta", "x", 'did you mean "data"'),
         ("evals.held-out.templates", ["no place"], "exactly once"),
         ("model.text.heads", 5, "not divisible by heads"),
+        ("evals.a b", {"data": "x"}, "letters, digits"),
         ("schema", 99, "newer than this clipa"),
         ("phases", {}, "phases is empty"),
     ],
