@@ -122,9 +122,11 @@ class Store:
 
         def once() -> bytes:
             data: bytes = self._fs.cat_file(self._path(name), start=start, end=end)
-            if len(data) != end - start:
-                raise TimeoutError(f"got {len(data)} of {end - start} bytes")
-            return data
+            if len(data) == end - start:
+                return data
+            if (size := self.entry(name).size) < end:
+                raise StorageError(f"it has {size:,} bytes, {end:,} were expected", where=self._shown(name))
+            raise TimeoutError(f"got {len(data)} of {end - start} bytes")
 
         return self._call(once, self._shown(name))
 
@@ -154,6 +156,8 @@ class Store:
         for again in range(1000):
             try:
                 return work()
+            except ClipaError:
+                raise
             except Exception as error:
                 pause = random.uniform(0, min(8.0, 0.2 * 2**again))  # noqa: S311
                 if not _may_pass(error) or time.monotonic() + pause > deadline:

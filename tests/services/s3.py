@@ -1,0 +1,53 @@
+"""An S3 server in a process of its own: moto's, which speaks real HTTP."""
+
+from __future__ import annotations
+
+import importlib.util
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tests.services.require import require
+
+START_S = 30.0
+
+
+@contextmanager
+def s3_server() -> Iterator[str]:
+    """The URL of a running S3 server."""
+    require(importlib.util.find_spec("moto") is not None, "needs moto[server]")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    argv = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + START_S
+        while not _answers(port):
+            assert process.poll() is None, "the S3 server died at its start"
+            assert time.monotonic() < deadline, f"the S3 server does not answer after {START_S} s"
+            time.sleep(0.05)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def new_bucket(server: str) -> str:
+    """The name of a fresh bucket."""
+    name = f"b{uuid.uuid4().hex[:12]}"
+    with urllib.request.urlopen(urllib.request.Request(f"{server}/{name}", method="PUT"), timeout=10):
+        return name
+
+
+def _answers(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    except OSError:
+        return False
+    return True
