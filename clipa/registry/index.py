@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from clipa import __version__
+from clipa.registry.reading import Diagnostic, Reading
 from clipa.registry.run_dir import RunDir
 from clipa.spec.catalog import user_folder
 
 if TYPE_CHECKING:
     import sqlite3
-
-    from clipa.registry.scan import Diagnostic, Reading
 
 SCHEMA = f"1-{__version__}"
 _NETWORK = (
@@ -64,16 +63,12 @@ class Index:
 
     def diagnostics(self) -> list[Diagnostic]:
         """Why there is no cache, if there is none."""
-        from clipa.registry.scan import Diagnostic
-
         return [Diagnostic(path=str(user_folder("cache")), problem=self._trouble)] if self._trouble else []
 
     def get(self, run: RunDir, mark: str) -> Reading | None:
         """The cached reading of a folder, if it was made under the same fingerprint."""
         if self._connection is None:
             return None
-        from clipa.registry.scan import Reading
-
         try:
             row = self._connection.execute(
                 "SELECT reading FROM readings WHERE path = ? AND fingerprint = ?", (str(run.path), mark)

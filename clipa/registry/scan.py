@@ -13,31 +13,16 @@ import msgspec
 from clipa.registry import events, records
 from clipa.registry.index import Index, fingerprint
 from clipa.registry.liveness import Identity, is_alive
+from clipa.registry.reading import Diagnostic, Reading
 from clipa.registry.run_dir import RunDir
 from clipa.registry.state import Facts, Point, RunStatus, Score, State, reduce
 from clipa.spec import plan as plans
-from clipa.spec.plan import Record
 
 HISTORY = 200
 SPEEDS = 20
 _MARKS = ("plan.json", "events", "intents", "attempts")
 _LARGEST = 64 << 20
 _RANK = {"pretrain": 0, "finetune": 1, "eval": 2}
-
-
-class Diagnostic(Record, frozen=True, kw_only=True):
-    """Something in a run root that is not as clipa left it."""
-
-    path: str
-    problem: str
-    cure: str = ""
-
-
-class Reading(Record, frozen=True, kw_only=True):
-    """What one folder gave: facts, or none, and what was odd."""
-
-    facts: Facts | None = None
-    diagnostics: tuple[Diagnostic, ...] = ()
 
 
 class Scan(NamedTuple):
