@@ -214,8 +214,9 @@ def _load(make: Callable[[int], T], indices: Sequence[int], workers: int, pin: b
             item = next(batches)
         except StopIteration:
             return
-        except RuntimeError as error:
-            if not str(error).startswith("DataLoader worker (pid"):
+        except (RuntimeError, ConnectionError, EOFError) as error:
+            # A worker that dies in the middle of handing over a batch shows as a broken connection first.
+            if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker (pid"):
                 raise
             raise DataError(
                 f"a data worker died: {error}", hint="see the log of this attempt; out of memory?"
