@@ -218,7 +218,7 @@ import test_data_pipeline as t
 from clipa.data.pipeline import train_batches
 stream = train_batches(t.opened(Path({bucket!r}), "train"), t.phase(), seed=0, rank=0, world=1, start_step=0,
                        stop_step=10**9, workers=2, pin=False)
-next(stream)
+next(stream), next(stream)  # one from each worker: now both have set up their signals
 print("ready", flush=True)
 {then}
 """
