@@ -1,36 +1,35 @@
 # make demo: see it work.  make test: everything that can be tested on this machine.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format clean
-SHELL := /bin/sh
+.PHONY: help demo test check format clean train-env test-env
 BIN := .venv/bin
-INPUTS := pyproject.toml constraints-cpu.txt install.sh
 
-help: ## what there is
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+help: ## this list
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+	@echo
+	@echo "PYTHON=/path/to/python3 chooses the Python, TORCH=cpu|cuda|keep the build of torch: see install.sh"
 
-demo: .venv/.train ## install, make the demo data, train and evaluate a small CLIP (about 3 minutes)
+demo: train-env ## install, make the demo's data, pre-train, fine-tune and evaluate a small CLIP (about 3 minutes)
 	@$(BIN)/clipa submit pipeline --name demo --wait
 
-test: .venv/.test check ## check, then all tests; says what is skipped and why (about 6 minutes)
-	@$(BIN)/python -m pytest -q
+test: check ## check, then all tests; what is skipped says why (about 10 minutes)
+	@echo "tests:"
+	@$(BIN)/python -m pytest --quiet
 
-check: .venv/.test ## format, lint, types, import contracts
-	@$(BIN)/ruff format --check --quiet .
-	@$(BIN)/ruff check --quiet .
-	@$(BIN)/mypy
-	@$(BIN)/lint-imports >.venv/contracts.log || { cat .venv/contracts.log; exit 1; }
+check: test-env ## format, lint, types, import contracts (half a minute)
+	@began=$$(date +%s); echo "format, lint, types, import contracts:"; \
+	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && \
+	{ $(BIN)/lint-imports >.venv/contracts.log && tail -n 1 .venv/contracts.log || { cat .venv/contracts.log; false; }; } && \
+	echo "checked in $$(($$(date +%s) - began)) s"
 
-format: .venv/.test ## format and mend what can be mended
-	@$(BIN)/ruff format --quiet .
-	@$(BIN)/ruff check --fix --quiet .
+format: test-env ## format, and mend what can be mended
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
 
-clean: ## remove what make made (runs and caches of clipa stay)
+clean: ## remove what make made; your runs and clipa's cache in your home stay
 	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build
 
-.venv/.train: $(INPUTS)
-	@./install.sh train
-	@touch $@
+train-env:
+	@sh ./install.sh train
 
-.venv/.test: $(INPUTS)
-	@./install.sh test
-	@touch .venv/.train $@
+test-env:
+	@sh ./install.sh test

@@ -1,4 +1,4 @@
-"""Bytes to pixels: uint8 [size, size, 3], sRGB as stored. The one door to Pillow and simplejpeg.
+"""Bytes to pixels: uint8 [size, size, 3], sRGB as stored. The one door to simplejpeg and to Pillow's decoders.
 
 JPEG is decoded at the smallest DCT scale (1, 1/2, 1/4, 1/8) that still has a source pixel for every pixel wanted:
 less work in the decoder and in the resize. A crop's edges are snapped to multiples of the denominator, or the scaled

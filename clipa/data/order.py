@@ -30,7 +30,6 @@ class Purpose(IntEnum):
     SHARDS = 1
     SAMPLES = 2
     CROP = 3
-    REPLACEMENT = 4
     SPLIT = 5
     CAPTION = 6
 
@@ -92,22 +91,27 @@ class Order:
         """Sample numbers of the positions start..stop-1, int64 [stop - start]."""
         parts = [np.empty(0, dtype=np.int64)]
         while start < stop:
-            epoch, offset = divmod(start, self.samples)
-            bounds, _ = self._shards_of(epoch)
-            window = int(np.searchsorted(bounds, offset, side="right")) - 1
-            inside = offset - int(bounds[window])
-            part = self._window_of(epoch, window)[inside : inside + stop - start]
+            numbers, inside = self._around(start)
+            part = numbers[inside : inside + stop - start]
             parts.append(part)
             start += len(part)
         return np.concatenate(parts)
 
     def replacement(self, position: int, tries: int) -> int:
-        """The sample that stands in for an unusable one at a position, after `tries` unusable stand-ins."""
-        draws = Draws(self.seed, position, Purpose.REPLACEMENT)
-        number = draws.integer(self.samples)
-        for _ in range(tries):
-            number = draws.integer(self.samples)
-        return number
+        """The sample that stands in for an unusable one at a position, after `tries` unusable stand-ins.
+
+        They come from the same window, so from shards that are being read anyway, and from half a window further on:
+        the next sample is in the same batch most often, and twice in a batch it would be its own negative.
+        """
+        numbers, inside = self._around(position)
+        return int(numbers[(inside + len(numbers) // 2 + tries) % len(numbers)])
+
+    def _around(self, position: int) -> tuple[NDArray[np.int64], int]:
+        """The window that a position lies in, and its place there."""
+        epoch, offset = divmod(position, self.samples)
+        bounds, _ = self._shards_of(epoch)
+        window = int(np.searchsorted(bounds, offset, side="right")) - 1
+        return self._window_of(epoch, window), offset - int(bounds[window])
 
     def _shard_windows(self, epoch: int) -> tuple[NDArray[np.int64], list[NDArray[np.int64]]]:
         """Offsets in the epoch at which windows start (and the end), and the shards of each window."""

@@ -19,6 +19,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from clipa.data.decode import Pixels, decode_eval, decode_train
+from clipa.data.faults import Faults, tell_skipped
 from clipa.data.index import Part
 from clipa.data.order import Draws, Order, Purpose
 from clipa.data.shards import Reader, ShardSet, caption_of, label_of, open_shards
@@ -32,16 +33,24 @@ __all__ = ["Batch", "LabelledBatch", "ShardSet", "eval_batches", "normalise", "o
 _REPLACEMENTS = 8
 """Unusable samples in a row before a dataset is called broken: at 10 % bad ones this happens once in 10^9."""
 
+_EXAMPLES = 3
+"""Unusable samples that a batch names."""
+
 _PREFETCH = 2
 _PR_SET_PDEATHSIG = 1
 
 
 class Batch(NamedTuple):
-    """One rank's share of a step: images uint8 [b, 3, S, S], tokens int64 [b, L], samples that were replaced."""
+    """One rank's share of a step: images uint8 [b, 3, S, S], tokens int64 [b, L], positions in the stream int64 [b].
+
+    `replaced` samples could not be used, and another one stands in their place; `examples` names some and says why.
+    """
 
     images: torch.Tensor
     tokens: torch.Tensor
+    positions: torch.Tensor
     replaced: int = 0
+    examples: str = ""
 
 
 class LabelledBatch(NamedTuple):
@@ -85,27 +94,34 @@ class _TrainShare:
     def __call__(self, step: int) -> Batch:
         start = step * self._batch + self._first
         images = np.empty((self._share, self._size, self._size, 3), dtype=np.uint8)
-        captions, replaced = [], 0
+        captions: list[str] = []
+        firsts: list[str] = []
         for row, number in enumerate(self._order.at(start, start + self._share)):
-            images[row], caption, tries = self._sample(start + row, int(number))
+            images[row], caption, faults = self._sample(start + row, int(number))
             captions.append(caption)
-            replaced += tries > 0
-        return Batch(_channels_first(images), tokenizer(self._words).encode(captions, self._tokens), replaced)
+            firsts += faults[:1]
+        return Batch(
+            _channels_first(images),
+            tokenizer(self._words).encode(captions, self._tokens),
+            torch.arange(start, start + self._share),
+            replaced=len(firsts),
+            examples="; ".join(firsts[:_EXAMPLES]),
+        )
 
-    def _sample(self, position: int, number: int) -> tuple[Pixels, str, int]:
-        """(pixels, caption, unusable samples that stood here before)."""
+    def _sample(self, position: int, number: int) -> tuple[Pixels, str, list[str]]:
+        """(pixels, caption, what was wrong with the samples that stood here before)."""
         faults: list[str] = []
-        for tries in range(_REPLACEMENTS + 1):
+        while len(faults) <= _REPLACEMENTS:
             try:
                 sample = self._reader.read(number)
                 caption = caption_of(sample)
                 draws = Draws(self._seed, position, Purpose.CROP)
-                return decode_train(sample.image, self._image, self._size, draws, sample.key), caption, tries
+                return decode_train(sample.image, self._image, self._size, draws, sample.key), caption, faults
             except DataError as error:
                 faults.append(f"{self._reader.where(number)}: {error.what}")
-                number = self._order.replacement(position, tries)
+                number = self._order.replacement(position, len(faults) - 1)
         raise DataError(
-            f"{len(faults)} samples in a row cannot be used: " + "; ".join(faults[:3]),
+            f"{len(faults)} samples in a row cannot be used: " + "; ".join(faults[:_EXAMPLES]),
             where=f"position {position}",
             hint="check the shards: images must be jpg, png or webp, captions txt or json",
         )
@@ -148,7 +164,8 @@ def train_batches(
 ) -> Iterator[Batch]:
     """One rank's batches of the steps start_step..stop_step-1, `phase.batch // world` samples each.
 
-    A sample that can't be used is replaced by another one, a pure function of its position, and counted.
+    A sample that can't be used is replaced by another one, a pure function of its position, and counted. The first
+    rank also logs how many samples are incomplete.
 
     Args:
         shards: the opened dataset.
@@ -164,7 +181,8 @@ def train_batches(
 
     Raises:
         ConfigError: the global batch can't be divided among the ranks.
-        DataError: no sample with image and caption, several unusable samples in a row, or a worker died.
+        DataError: no sample with image and caption, more than `faults.LIMIT` of a stretch or several in a row are
+            unusable, or a worker died.
     """
     if phase.batch % world:
         raise ConfigError(
@@ -173,7 +191,15 @@ def train_batches(
         )
     share = _TrainShare(Reader(shards, Part.CAPTION), phase, tokenizer_name, seed, rank, world)
     tokenizer(tokenizer_name)  # loaded once here, inherited by forked workers
-    return _load(share, range(start_step, stop_step), workers, pin)
+    if rank == 0:
+        tell_skipped(shards.folder, shards.skipped, shards.samples)
+    return _judged(_load(share, range(start_step, stop_step), workers, pin), Faults(shards.folder))
+
+
+def _judged(batches: Iterator[Batch], faults: Faults) -> Iterator[Batch]:
+    for batch in batches:
+        faults.add(len(batch.positions), batch.replaced, batch.examples)
+        yield batch
 
 
 def eval_batches(
@@ -187,6 +213,8 @@ def eval_batches(
     """
     reader = Reader(shards, Part.LABEL)
     start, stop = reader.samples * rank // world, reader.samples * (rank + 1) // world
+    if rank == 0:
+        tell_skipped(shards.folder, shards.skipped, shards.samples)
     return _load(_EvalShare(reader, size, batch, stop), range(start, stop, batch), workers, pin=False)
 
 
@@ -214,9 +242,8 @@ def _load(make: Callable[[int], T], indices: Sequence[int], workers: int, pin: b
             item = next(batches)
         except StopIteration:
             return
-        except (RuntimeError, ConnectionError, EOFError) as error:
-            # A worker that dies in the middle of handing over a batch shows as a broken connection first.
-            if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker (pid"):
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker (pid"):
                 raise
             raise DataError(
                 f"a data worker died: {error}", hint="see the log of this attempt; out of memory?"

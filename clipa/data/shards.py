@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from clipa.data.index import CAPTIONS, IMAGES, LABELS, Counts, Part, ShardIndex, load_index
+from clipa.data.index import CAPTIONS, IMAGES, LABELS, Counts, Part, ShardIndex, load_counts, load_index
 from clipa.errors import DataError, StorageError
 from clipa.storage.manifest import Manifest
 
@@ -42,6 +42,11 @@ class ShardSet:
 
     paths: tuple[Path, ...]
     counts: tuple[Counts, ...]
+
+    @property
+    def folder(self) -> str:
+        """Where the shards lie."""
+        return str(self.paths[0].parent) if self.paths else ""
 
     @property
     def samples(self) -> int:
@@ -72,7 +77,7 @@ class ShardSet:
         needed = CAPTIONS if part is Part.CAPTION else LABELS
         raise DataError(
             f"no sample has both an image and a {part.name.lower()}; members found: {names}",
-            where=str(self.paths[0].parent) if self.paths else "",
+            where=self.folder,
             allowed=f"an image ({', '.join(IMAGES)}) and {' or '.join(needed)} under one key",
         )
 
@@ -99,7 +104,7 @@ def open_shards(manifest: Manifest, folder: Path) -> ShardSet:
                 where=str(path),
                 hint="remove the file and stage the dataset again",
             )
-        counts.append(load_index(path).counts)
+        counts.append(load_counts(path))
         paths.append(path)
     shards = ShardSet(tuple(paths), tuple(counts))
     if not shards.samples:

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from clipa.errors import TrainError
 from clipa.model.posembed import resize_image, resize_text
-from clipa.model.towers import ImageEncoder, TextEncoder
+from clipa.model.towers import ImageEncoder, Positions, TextEncoder
 from clipa.spec.job import Model
 
 _IMAGE_POSITIONS = "image.trunk.pos_embed"
@@ -26,7 +27,7 @@ class Clip(nn.Module):
     (Radford et al., arXiv 2103.00020, section 2.5).
     """
 
-    def __init__(self, model: Model, image_size: int, text_tokens: int, positions: str) -> None:
+    def __init__(self, model: Model, image_size: int, text_tokens: int, positions: Positions) -> None:
         super().__init__()
         self.image = ImageEncoder(model.image, image_size, model.embed_dim, positions)
         self.text = TextEncoder(model.text, text_tokens, model.embed_dim)
@@ -52,14 +53,24 @@ class Clip(nn.Module):
     def load(self, weights: Mapping[str, torch.Tensor]) -> None:
         """Take weights that were trained at another image size or text length: positions are resized.
 
-        Fixed sin-cos positions stay those of this model's own grid.
+        Fixed sin-cos positions stay those of this model's own grid; a fixed table becomes the start of a learnable
+        one, and is trained from there.
+
+        Raises:
+            TrainError: the weights are of another model.
         """
-        fitted = dict(weights)
         own = self.state_dict()
-        grid = round((own[_IMAGE_POSITIONS].shape[1] - 1) ** 0.5)
+        if set(weights) != set(own):
+            odd = sorted(set(weights) ^ set(own))
+            raise TrainError(f"{len(odd)} weights are missing or unknown, the first is {odd[0]}")
+        fitted = dict(weights)
         if self.image.fixed:
             fitted[_IMAGE_POSITIONS] = own[_IMAGE_POSITIONS]
         else:
+            grid = round((own[_IMAGE_POSITIONS].shape[1] - 1) ** 0.5)
             fitted[_IMAGE_POSITIONS] = resize_image(fitted[_IMAGE_POSITIONS][0], grid)[None]
         fitted[_TEXT_POSITIONS] = resize_text(fitted[_TEXT_POSITIONS], own[_TEXT_POSITIONS].shape[0])
+        for name, weight in fitted.items():
+            if weight.shape != own[name].shape:
+                raise TrainError(f"{name} is {list(weight.shape)}, the model's is {list(own[name].shape)}")
         self.load_state_dict(fitted)

@@ -3,31 +3,41 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Literal, TypeAlias
 
 import torch
 from torch import nn
 from torch.nn import functional
 
+from clipa.errors import MissingPart
 from clipa.model.posembed import resize_image, sincos2d
 from clipa.model.torchvision_guard import import_torchvision
 from clipa.spec.budget import VOCABULARY
 from clipa.spec.job import ImageTower, TextTower
 
-import_torchvision()
-
-from timm.models.vision_transformer import VisionTransformer  # noqa: E402
+try:
+    import_torchvision()
+    from timm.models.vision_transformer import VisionTransformer
+except ImportError as error:
+    raise MissingPart(
+        f"the image tower needs timm, which cannot be imported: {error}", hint="pip install 'clipa[train]'"
+    ) from error
 
 EPS = 1e-5
+"""LayerNorm's epsilon, in both towers, as in open_clip (timm's own default is 1e-6)."""
+
+Positions: TypeAlias = Literal["sincos2d", "learnable"]
 
 
 class ImageEncoder(nn.Module):
     """A vision transformer in OpenCLIP's style: LayerNorm before the blocks, exact GELU, no patch bias.
 
     Images [b, 3, size, size] -> features [b, embed_dim]. Any size that the patch divides: positions are resized
-    from the grid that the tower was built for (sin-cos positions are computed for the new grid).
+    from the grid that the tower was built for. `gap` is the mean over the patches after the last LayerNorm, as
+    open_clip's `pool_type: avg` has it (CLIPA's own torch code counts the class token in, and normalises after).
     """
 
-    def __init__(self, tower: ImageTower, size: int, embed_dim: int, positions: str) -> None:
+    def __init__(self, tower: ImageTower, size: int, embed_dim: int, positions: Positions) -> None:
         super().__init__()
         self.patch = tower.patch
         self.fixed = positions == "sincos2d"
@@ -40,39 +50,37 @@ class ImageEncoder(nn.Module):
             mlp_ratio=tower.mlp_ratio,
             num_classes=embed_dim,
             global_pool="token" if tower.pool == "cls" else "avg",
-            class_token=True,
             pre_norm=True,
             fc_norm=False,
             norm_layer=partial(nn.LayerNorm, eps=EPS),
-            dynamic_img_size=False,
         )
         self.trunk.head = nn.Linear(tower.width, embed_dim, bias=False)
-        nn.init.normal_(self.trunk.head.weight, std=tower.width**-0.5)
-        grid = size // tower.patch
+        self._init(tower.width)
         if self.fixed:
-            self.trunk.pos_embed = nn.Parameter(sincos2d(grid, tower.width)[None], requires_grad=False)
-        else:
-            nn.init.normal_(self.trunk.pos_embed, std=tower.width**-0.5)
+            self.trunk.pos_embed = nn.Parameter(sincos2d(size // tower.patch, tower.width)[None], requires_grad=False)
+
+    def _init(self, width: int) -> None:
+        """OpenCLIP's initialisation: what torch's own layers do there, and width^-0.5 for the four tables."""
+        self.trunk.patch_embed.proj.reset_parameters()
+        for block in self.trunk.blocks:
+            for linear in (block.attn.proj, block.mlp.fc1, block.mlp.fc2):
+                linear.reset_parameters()
+            nn.init.xavier_uniform_(block.attn.qkv.weight)  # nn.MultiheadAttention._reset_parameters
+            nn.init.zeros_(block.attn.qkv.bias)
+            nn.init.zeros_(block.attn.proj.bias)
+        for table in (self.trunk.cls_token, self.trunk.pos_embed, self.trunk.head.weight):
+            nn.init.normal_(table, std=width**-0.5)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Features that are not yet normalised."""
         trunk = self.trunk
-        grid = images.shape[-1] // self.patch
         x = trunk.patch_embed.proj(images).flatten(2).transpose(1, 2)
         x = torch.cat([trunk.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
-        x = trunk.norm_pre(x + self._positions(grid).to(x.dtype))
-        x = trunk.norm(trunk.blocks(x))
+        x = x + resize_image(trunk.pos_embed[0], images.shape[-1] // self.patch)
+        x = trunk.norm(trunk.blocks(trunk.norm_pre(x)))
         pooled = x[:, 0] if trunk.global_pool == "token" else x[:, 1:].mean(dim=1)
         features: torch.Tensor = trunk.head(pooled)
         return features
-
-    def _positions(self, grid: int) -> torch.Tensor:
-        table: torch.Tensor = self.trunk.pos_embed[0]
-        if table.shape[0] == grid * grid + 1:
-            return table[None]
-        if self.fixed:
-            return sincos2d(grid, table.shape[1]).to(table.device)[None]
-        return resize_image(table, grid)[None]
 
 
 class _Block(nn.Module):

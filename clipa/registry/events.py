@@ -21,14 +21,19 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event"):
 
 
 class Submitted(Event, frozen=True, kw_only=True, tag="submitted"):
-    """The attempt was handed to the scheduler. `process` identifies the job on its host."""
+    """The attempt was handed to the scheduler as `job`: locally a pid, whose process the other fields identify (see
+    clipa.registry.liveness), so that a job that dies before its first word can be told from one that is slow to start.
+    """
 
     job: str
     host: str = ""
+    start_ticks: int = 0
+    boot_id: str = ""
+    pid_namespace: str = ""
 
 
 class Waiting(Event, frozen=True, kw_only=True, tag="waiting"):
-    """The attempt waits; `reason` is for people ("GPU 0 is leased to run ...")."""
+    """The attempt waits; `reason` is for people ("GPU 0 is leased to run ..."). An empty one: it waits no more."""
 
     reason: str
 
@@ -45,7 +50,7 @@ class Queued(Event, frozen=True, kw_only=True, tag="queued"):
 
 
 class Started(Event, frozen=True, kw_only=True, tag="started"):
-    """A supervisor took the attempt. The fields identify its process beyond doubt (see clipa.launch.process)."""
+    """A supervisor took the attempt. The fields identify its process beyond doubt (see clipa.registry.liveness)."""
 
     host: str
     pid: int
@@ -89,14 +94,17 @@ class Begun(Event, frozen=True, kw_only=True, tag="begun"):
 
 
 class Step(Event, frozen=True, kw_only=True, tag="step"):
-    """Progress, every few steps. `samples_per_s`, `data_wait` (share of time, 0..1): since the last one."""
+    """Progress, every few steps. `samples_per_s`, `data_wait` (share of time, 0..1): since the last one.
+
+    `grad_norm` is None where it was not finite: JSON has no word for that, and the step is an event all the same.
+    """
 
     step: int
     samples: int
     loss: float
     lr: float
     logit_scale: float
-    grad_norm: float
+    grad_norm: float | None
     samples_per_s: float
     data_wait: float
 
@@ -195,8 +203,8 @@ def parse(line: bytes) -> AnyEvent | None:
     """One line as an event; None for a torn line, and for an event of a newer clipa."""
     try:
         return _decoder.decode(line)
-    except msgspec.MsgspecError:
-        return None
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None  # msgspec lets invalid UTF-8 and a hundred thousand brackets through as errors of Python's own
 
 
 def read(path: Path) -> Iterator[AnyEvent | None]:

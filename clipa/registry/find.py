@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from clipa.errors import UnknownRun, did_you_mean
 from clipa.registry.state import RunStatus
 
 LATEST = "latest"
+LISTED = 8
+"""Candidates that an error names."""
+_ALL = "clipa runs list"
 
 
 def find(statuses: Sequence[RunStatus], word: str) -> list[RunStatus]:
@@ -24,30 +28,52 @@ def find(statuses: Sequence[RunStatus], word: str) -> list[RunStatus]:
     word = word.strip()
     if not statuses:
         raise UnknownRun("there are no runs yet", where=word, hint="clipa submit pipeline")
-    if word == LATEST:
-        return _group(statuses, statuses[-1].group)
-    for exact in ([s for s in statuses if s.run == word], _group(statuses, word), _named(statuses, word)):
-        if exact:
-            return exact
-    if "/" in word:
-        path = Path(word).expanduser().absolute()
-        found = [s for s in statuses if Path(s.root) / s.run == path]
-        if found:
+    for meaning in _MEANINGS:
+        if found := meaning(statuses, word):
             return found
     begins = [s for s in statuses if word and s.run.startswith(word)]
-    groups = {s.group for s in begins}
-    if len(groups) == 1:
+    groups = dict.fromkeys(s.group for s in begins)
+    if len(groups) > 1:
+        candidates = [*groups][-LISTED:]
+        left = f" and {len(groups) - LISTED} older ones" if len(groups) > LISTED else ""
+        raise UnknownRun(
+            f"{word!r} is the start of runs in {len(groups)} groups", allowed=", ".join(candidates) + left, hint=_ALL
+        )
+    if begins:
         return begins
-    if groups:
-        raise UnknownRun(f"{word!r} fits several runs", allowed=", ".join(s.run for s in begins[:8]))
-    known = [LATEST, *(s.run for s in statuses), *(s.name for s in statuses if s.name)]
-    raise UnknownRun(f"no run {word!r}", hint=did_you_mean(word, known) or "clipa runs list shows all runs")
+    if (Path(word).expanduser() / "plan.json").is_file():
+        root = Path(os.path.realpath(os.path.expanduser(word))).parent
+        raise UnknownRun("a run, but of a run root that is not known here", where=word,
+                         hint=f"CLIPA_RUN_ROOT={root} clipa status")  # fmt: skip
+    known = dict.fromkeys([LATEST, *(w for s in reversed(statuses) for w in (s.name, s.group, s.run) if w)])
+    raise UnknownRun(f"no run {word!r}", hint=" ".join(filter(None, [did_you_mean(word, known), _ALL])))
 
 
-def _group(statuses: Sequence[RunStatus], group: str) -> list[RunStatus]:
-    return [s for s in statuses if s.group == group]
+def _latest(statuses: Sequence[RunStatus], word: str) -> list[RunStatus]:
+    return _group(statuses, statuses[-1].group) if word == LATEST else []
 
 
-def _named(statuses: Sequence[RunStatus], name: str) -> list[RunStatus]:
-    mine = [s for s in statuses if s.name and s.name == name]
+def _id(statuses: Sequence[RunStatus], word: str) -> list[RunStatus]:
+    return [s for s in statuses if s.run == word]
+
+
+def _group(statuses: Sequence[RunStatus], word: str) -> list[RunStatus]:
+    return [s for s in statuses if s.group == word]
+
+
+def _name(statuses: Sequence[RunStatus], word: str) -> list[RunStatus]:
+    """The newest group of that name."""
+    mine = [s for s in statuses if s.name and s.name == word]
     return _group(mine, mine[-1].group) if mine else []
+
+
+def _path(statuses: Sequence[RunStatus], word: str) -> list[RunStatus]:
+    """A run directory, by any path that leads there."""
+    if os.sep not in word and word not in (os.curdir, os.pardir):
+        return []
+    path = os.path.realpath(os.path.expanduser(word))
+    named = [s for s in statuses if s.run == os.path.basename(path)]
+    return [s for s in named if os.path.realpath(Path(s.root) / s.run) == path]
+
+
+_MEANINGS: tuple[Callable[[Sequence[RunStatus], str], list[RunStatus]], ...] = (_latest, _id, _group, _name, _path)

@@ -1,166 +1,210 @@
-"""A SQLite cache of what run folders say, on local disk. Delete it any time: the answers stay the same."""
+"""A SQLite cache of what run folders say, on local disk. Delete it any time: the answers stay the same.
+
+A row is believed only under the fingerprint of the files that it was read from, and only with its own digest, so
+that no damaged database can change an answer. Whatever goes wrong here costs time, never a command.
+"""
 
 from __future__ import annotations
 
-import contextlib
+import hashlib
 import os
-import stat
-import tempfile
+import time
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
 from clipa import __version__
-from clipa.registry.reading import Diagnostic, Reading
+from clipa.registry import local_disk
+from clipa.registry.reading import Diagnostic, Reading, odd
 from clipa.registry.run_dir import RunDir
-from clipa.spec.catalog import user_folder
 
 if TYPE_CHECKING:
     import sqlite3
 
-SCHEMA = f"1-{__version__}"
-_NETWORK = (
-    "nfs",
-    "lustre",
-    "gpfs",
-    "cifs",
-    "smb",
-    "fuse.",
-    "beegfs",
-    "ceph",
-    "afs",
-    "9p",
-    "wekafs",
-    "panfs",
-    "orangefs",
-)
-_WATCHED = ("", "intents", "attempts", "events")
+FILE = "index.sqlite"
+FRESH_S = 2.0
+"""A file that was changed less than this ago may change again unseen (coarse clocks, as in git's index): not cached."""
+BUSY_S = 0.25
+"""How long to wait for another clipa that writes."""
+_WATCHED = ("intents", "events", "control")
+
+
+class Mark(NamedTuple):
+    """Fingerprint of everything that a reading depends on, and the time of the newest change (Unix time)."""
+
+    fingerprint: str
+    changed: float
+
+
+class Row(NamedTuple):
+    """A cached reading, still encoded."""
+
+    fingerprint: str
+    digest: bytes
+    reading: bytes
 
 
 class Index:
     """A context in which readings of run folders are cached. Works without a cache too, and says so."""
 
     def __init__(self) -> None:
-        self._connection: sqlite3.Connection | None = None
-        self._trouble = ""
+        self.diagnostics: list[Diagnostic] = []
+        self._database: sqlite3.Connection | None = None
 
     def __enter__(self) -> Index:
+        path = Path(FILE)
         try:
-            self._connection = _connect(_place() / "index.sqlite")
+            path = local_disk.cache_folder() / FILE
+            self._database = _open(path)
         except Exception as error:
-            self._trouble = f"no cache of the run folders: {error}"
+            self.diagnostics.append(odd(path, f"run folders are not cached: {error}", "nothing is lost but time"))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._connection is not None:
-            with contextlib.suppress(Exception):
-                self._connection.commit()
-            self._connection.close()
+        if self._database is not None:
+            self._database.close()
 
-    def diagnostics(self) -> list[Diagnostic]:
-        """Why there is no cache, if there is none."""
-        return [Diagnostic(path=str(user_folder("cache")), problem=self._trouble)] if self._trouble else []
-
-    def get(self, run: RunDir, mark: str) -> Reading | None:
-        """The cached reading of a folder, if it was made under the same fingerprint."""
-        if self._connection is None:
-            return None
+    def load(self, root: Path) -> dict[str, Row]:
+        """Folder name -> what is cached of it under a run root."""
+        if self._database is None:
+            return {}
         try:
-            row = self._connection.execute(
-                "SELECT reading FROM readings WHERE path = ? AND fingerprint = ?", (str(run.path), mark)
-            ).fetchone()
-            return msgspec.json.decode(row[0], type=Reading) if row else None
+            rows = self._database.execute(
+                "SELECT name, fingerprint, digest, reading FROM readings WHERE root = ?", (os.fsencode(root),)
+            ).fetchall()
+            return {os.fsdecode(name): Row(*rest) for name, *rest in rows}
         except Exception:
-            return None
+            return {}
 
-    def put(self, run: RunDir, mark: str, reading: Reading) -> Reading:
-        """Cache a reading under the fingerprint that was taken before it was made; returns the reading."""
-        if self._connection is not None:
-            with contextlib.suppress(Exception):
-                self._connection.execute(
-                    "INSERT OR REPLACE INTO readings VALUES (?, ?, ?)",
-                    (str(run.path), mark, msgspec.json.encode(reading)),
-                )
-        return reading
-
-
-def fingerprint(run: RunDir) -> str:
-    """Names, sizes and times of everything that a reading depends on."""
-    parts = []
-    for folder in _WATCHED:
+    def save(self, root: Path, fresh: Mapping[str, tuple[Mark, Reading]], gone: Collection[str]) -> None:
+        """Cache what was read anew, and forget folders that are gone. Nothing, when another clipa is writing."""
+        if self._database is None:
+            return
+        key = os.fsencode(root)
         try:
-            with os.scandir(run.path / folder) as entries:
-                for entry in sorted(entries, key=lambda e: e.name):
-                    if folder == "" and entry.name != "plan.json":
-                        continue
-                    status = entry.stat()
-                    parts.append(f"{folder}/{entry.name}:{status.st_size}:{status.st_mtime_ns}:{status.st_ino}")
+            rows = [
+                (key, os.fsencode(name), *_row(key, name, mark.fingerprint, msgspec.json.encode(reading)))
+                for name, (mark, reading) in fresh.items()
+                if mark.changed < time.time() - FRESH_S
+            ]
+            if not (rows or gone):
+                return
+            with self._database as database:
+                database.execute("BEGIN IMMEDIATE")
+                database.executemany("INSERT OR REPLACE INTO readings VALUES (?, ?, ?, ?, ?)", rows)
+                database.executemany(
+                    "DELETE FROM readings WHERE root = ? AND name = ?", [(key, os.fsencode(name)) for name in gone]
+                )
+        except Exception:
+            return  # locked, full or damaged: the next command reads the folders again
+
+
+def cached(root: Path, name: str, row: Row | None, mark: Mark) -> Reading | None:
+    """The reading of a row, if it was made of the files that are there now and is whole."""
+    if row is None or row.fingerprint != mark.fingerprint:
+        return None
+    try:
+        if row != _row(os.fsencode(root), name, row.fingerprint, row.reading):
+            return None
+        return msgspec.json.decode(row.reading, type=Reading)
+    except Exception:
+        return None
+
+
+def _row(key: bytes, name: str, fingerprint: str, reading: bytes) -> Row:
+    parts = (key, os.fsencode(name), fingerprint.encode(), reading)
+    digest = hashlib.blake2b(b"\0".join(hashlib.blake2b(part).digest() for part in parts), digest_size=16)
+    return Row(fingerprint, digest.digest(), reading)
+
+
+def mark_of(run: RunDir) -> Mark:
+    """Names, sizes, times and inodes of everything that a reading depends on."""
+    digest = hashlib.blake2b(digest_size=16)
+    changed = 0.0
+    for name, path in _watched(run):
+        try:
+            status = os.stat(path)
+            changed = max(changed, status.st_mtime)
+            said = f"{status.st_mode}:{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}:{status.st_ino}"
         except OSError as error:
-            parts.append(f"{folder}:{error.errno}")
-    return "|".join(parts)
+            said = f"error {error.errno}"
+        digest.update(os.fsencode(f"{name}\0{said}\0"))
+    return Mark(digest.hexdigest(), changed)
+
+
+def _watched(run: RunDir) -> list[tuple[str, str]]:
+    """(name, path) of every file that a reading depends on, in order, and of the folders that hold them."""
+    found = [("plan.json", str(run.plan))]
+    for folder in _WATCHED:
+        path = os.path.join(run.path, folder)
+        found.append((folder, path))
+        try:
+            found += [(f"{folder}/{name}", os.path.join(path, name)) for name in sorted(os.listdir(path))]
+        except OSError as error:
+            found.append((f"{folder} error {error.errno}", path))
+    return found
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    """The database, made anew where it is damaged or of another schema."""
+    import sqlite3
+
+    try:
+        return _connect(path)
+    except sqlite3.OperationalError:
+        raise  # locked, or it cannot be written
+    except sqlite3.DatabaseError:
+        for suffix in ("-journal", "-wal", "-shm", ""):
+            path.with_name(path.name + suffix).unlink(missing_ok=True)
+        return _connect(path)
 
 
 def _connect(path: Path) -> sqlite3.Connection:
     import sqlite3
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for again in (False, True):
-        connection = sqlite3.connect(path, timeout=2.0, isolation_level=None)
-        try:
-            found = connection.execute("PRAGMA user_version").fetchone()
-            assert found is not None
-            connection.execute("CREATE TABLE IF NOT EXISTS about (schema TEXT)")
-            schema = connection.execute("SELECT schema FROM about").fetchone()
-            if schema is None or schema[0] != SCHEMA:
-                connection.execute("DROP TABLE IF EXISTS readings")
-                connection.execute("DELETE FROM about")
-                connection.execute("INSERT INTO about VALUES (?)", (SCHEMA,))
-            connection.execute(
-                "CREATE TABLE IF NOT EXISTS readings (path TEXT PRIMARY KEY, fingerprint TEXT, reading BLOB)"
-            )
-            connection.execute("BEGIN")
-            return connection
-        except sqlite3.DatabaseError as error:
-            connection.close()
-            if again or isinstance(error, sqlite3.OperationalError):
-                raise
-            path.unlink(missing_ok=True)  # not a database: it is only a cache
-    raise AssertionError("unreachable")
-
-
-def _place() -> Path:
-    """The user's cache folder, unless that is on a network file system, where SQLite is unsafe."""
-    cache = user_folder("cache")
-    return _private() if _on_network(cache) else cache
-
-
-def _on_network(path: Path) -> bool:
-    while not path.exists() and path != path.parent:
-        path = path.parent
-    real = os.path.realpath(path)
-    best, kind = "", ""
+    database = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None)
     try:
-        with open("/proc/mounts") as file:
-            for line in file:
-                _, mount, filesystem, *_ = line.split()
-                mount = mount.replace("\\040", " ")
-                if (real == mount or real.startswith(mount.rstrip("/") + "/")) and len(mount) >= len(best):
-                    best, kind = mount, filesystem
-    except (OSError, ValueError):
-        return False
-    return kind.startswith(_NETWORK)
+        database.execute("PRAGMA synchronous = OFF")  # a power cut may damage it, which the digests notice
+        if _schema(database) != SCHEMA:
+            with database:
+                database.execute("BEGIN IMMEDIATE")
+                database.execute("DROP TABLE IF EXISTS readings")
+                database.execute("DROP TABLE IF EXISTS about")
+                database.execute("CREATE TABLE about (schema TEXT)")
+                database.execute(
+                    "CREATE TABLE readings (root BLOB, name BLOB, fingerprint TEXT, digest BLOB, reading BLOB, "
+                    "PRIMARY KEY (root, name))"
+                )
+                database.execute("INSERT INTO about VALUES (?)", (SCHEMA,))
+    except BaseException:
+        database.close()
+        raise
+    return database
 
 
-def _private() -> Path:
-    """A folder of the user's own under the temporary directory."""
-    folder = Path(tempfile.gettempdir()) / f"clipa-{os.getuid()}"
-    with contextlib.suppress(FileExistsError):
-        folder.mkdir(mode=0o700)
-    status = folder.lstat()
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
-        raise PermissionError(f"{folder} is not a private folder of this user")
-    return folder
+def _schema(database: sqlite3.Connection) -> object:
+    import sqlite3
+
+    try:
+        row = database.execute("SELECT schema FROM about").fetchone()
+    except sqlite3.OperationalError:
+        return None  # a new file has no such table
+    return row[0] if row else None
+
+
+def _sources() -> str:
+    """Sizes and times of the modules that make readings: a checkout changes without a new version."""
+    here = Path(__file__).resolve().parent
+    try:
+        files = [entry for folder in (here, here.parent / "spec") for entry in os.scandir(folder)]
+        return ",".join(sorted(f"{f.name}:{f.stat().st_size}:{f.stat().st_mtime_ns}" for f in files if f.is_file()))
+    except OSError:
+        return ""
+
+
+SCHEMA = f"2-{__version__}-{hashlib.blake2b(_sources().encode(), digest_size=8).hexdigest()}"

@@ -15,6 +15,8 @@ from clipa.registry.run_dir import RunDir, write_whole
 from clipa.spec.plan import Record
 
 SCHEMA = 1
+UNREADABLE = (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What reading and decoding JSON that anybody may have written can raise."""
 
 
 class Intent(Record, frozen=True, kw_only=True):
@@ -49,7 +51,7 @@ def read_intent(run: RunDir, attempt: int) -> Intent | None:
     """The intent of an attempt; None when there is none that can be read."""
     try:
         return msgspec.json.decode(run.intent(attempt).read_bytes(), type=Intent)
-    except (OSError, msgspec.MsgspecError):
+    except UNREADABLE:
         return None
 
 
@@ -67,10 +69,18 @@ def read_stop(run: RunDir, attempt: int) -> Stop | None:
     """The request to stop an attempt; a file that cannot be read is a request all the same (somebody typed `touch`)."""
     path = run.stop_file(attempt)
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Stop)
+        return decode_stop(path.read_bytes())
     except FileNotFoundError:
         return None
-    except (OSError, msgspec.MsgspecError):
+    except OSError:
+        return decode_stop(b"")
+
+
+def decode_stop(raw: bytes) -> Stop:
+    """The content of a stop file, whatever it is."""
+    try:
+        return msgspec.json.decode(raw, type=Stop)
+    except UNREADABLE:
         return Stop(why="stop file", by="unknown", t=0.0)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 from clipa.registry.run_dir import write_whole
@@ -10,17 +11,18 @@ from clipa.spec.catalog import user_folder
 
 
 def _folder() -> Path:
+    """Raises RuntimeError where the user has no home (a container run as a number)."""
     return user_folder("config") / "roots"
 
 
 def remember(root: Path) -> bool:
-    """Remember a run root; False when the user's config folder cannot be written."""
-    name = hashlib.sha256(str(root).encode()).hexdigest()[:16]
-    target = _folder() / name
+    """Remember a run root; False when the user's config folder cannot be written: say so, and go on."""
+    path = os.fsencode(os.path.abspath(root))
     try:
+        target = _folder() / hashlib.sha256(path).hexdigest()[:16]
         if not target.is_file():
-            write_whole(target, f"{root}\n".encode())
-    except OSError:
+            write_whole(target, path + b"\n")
+    except (OSError, RuntimeError):
         return False
     return True
 
@@ -28,15 +30,17 @@ def remember(root: Path) -> bool:
 def known_roots() -> list[Path]:
     """All remembered run roots, in the order of their paths; those that are gone for now are among them."""
     try:
-        files = sorted(path for path in _folder().iterdir() if path.is_file() and not path.name.startswith("."))
-    except OSError:
+        files = [path for path in _folder().iterdir() if not path.name.startswith(".")]
+    except (OSError, RuntimeError):
         return []
     found = set()
     for file in files:
         try:
-            text = file.read_text(errors="replace").strip()
+            raw = file.read_bytes() if file.is_file() else b""
         except OSError:
             continue
-        if text.startswith("/") and "\n" not in text and "\0" not in text:
-            found.add(Path(text))
+        path = raw.removesuffix(b"\n")
+        # Its name is the digest of its content: a torn or foreign file is none of ours.
+        if path.startswith(b"/") and file.name == hashlib.sha256(path).hexdigest()[:16]:
+            found.add(Path(os.fsdecode(path)))
     return sorted(found)

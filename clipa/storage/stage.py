@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import sys
-import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -26,14 +24,11 @@ from clipa.spec import card, plan
 from clipa.spec.cluster import Dataset
 from clipa.storage import manifest as manifests
 from clipa.storage.dataset import require_safe
-from clipa.storage.fetch import drop_leftovers, fetch, one_at_a_time
+from clipa.storage.fill import Stopped, Tick, fill
 from clipa.storage.manifest import Manifest, Shard
 from clipa.storage.pattern import redacted
 from clipa.storage.store import Store
 
-THREADS = 8
-RESERVE = 64 << 20
-"""Bytes that stay free on the disk."""
 RESUMABLE = 75
 """Exit code: asked to leave, the next call goes on."""
 _MIB = float(1 << 20)
@@ -48,16 +43,16 @@ class Staged(NamedTuple):
     seconds: float
 
 
-class Stopped(Exception):
-    """Asked to leave."""
+def stage(
+    manifest: Manifest,
+    source: Dataset,
+    cache: str,
+    tick: Tick = lambda done, total: None,
+    verify: bool = False,
+) -> Staged:
+    """Bring every shard to `staged_folder(cache, manifest.digest)`; those that are there already are kept.
 
-
-Tick = Callable[[int, int], None]
-"""Called a few times a second with (bytes done, bytes in total); what it raises ends the staging."""
-
-
-def stage(manifest: Manifest, source: Dataset, cache: str, tick: Tick = lambda done, total: None) -> Staged:
-    """Bring every shard to `staged_folder(cache, manifest.digest)`; those of the right size there are kept.
+    `verify` hashes them again, also where a receipt says that they were verified.
 
     Raises:
         InputError: not enough space, a hostile name, or a shard that is not there.
@@ -67,68 +62,8 @@ def stage(manifest: Manifest, source: Dataset, cache: str, tick: Tick = lambda d
     for shard in manifest.shards:
         require_safe(shard.name)
     folder = manifests.staged_folder(cache, manifest.digest)
-    fetched = _fill(Store(source), folder, manifest.shards, tick)
+    fetched = fill(Store(source), folder, manifest.shards, tick, verify)
     return Staged(len(manifest.shards), fetched, time.monotonic() - began)
-
-
-def _fill(store: Store, folder: Path, shards: Sequence[Shard], tick: Tick) -> int:
-    """Fetch what a folder lacks; the bytes that were fetched."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with one_at_a_time(folder, lambda: tick(0, 0)):
-            lacking = [shard for shard in shards if not _is_here(folder / shard.name, shard)]
-            drop_leftovers(folder)
-            need = sum(shard.size for shard in lacking)
-            _require_space(folder, need)
-            tick(0, need)
-            _fetch_all(store, folder, lacking, need, tick)
-    except OSError as error:
-        raise StorageError(f"cannot write: {error.strerror or error}", where=str(folder)) from error
-    return need
-
-
-def _is_here(path: Path, shard: Shard) -> bool:
-    try:
-        return path.stat().st_size == shard.size
-    except OSError:
-        return False
-
-
-def _require_space(folder: Path, need: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if need and need + RESERVE > free:
-        short = need + RESERVE - free
-        raise InputError(
-            f"{need:,} bytes to fetch, {free:,} bytes free: {short:,} short (with {RESERVE:,} in reserve)",
-            where=str(folder),
-            hint="free some space, or set cache in the cluster profile to a larger disk",
-        )
-
-
-def _fetch_all(store: Store, folder: Path, shards: Sequence[Shard], total: int, tick: Tick) -> None:
-    """Fetch with a few threads. This thread only watches, so that a store that hangs does not keep us from leaving."""
-    done = 0
-    guard = threading.Lock()
-    leave = threading.Event()
-
-    def arrived(count: int) -> None:
-        nonlocal done
-        if leave.is_set():
-            raise Stopped
-        with guard:
-            done += count
-
-    pool = ThreadPoolExecutor(THREADS)
-    try:
-        running = {pool.submit(fetch, store, folder / shard.name, shard, arrived) for shard in shards}
-        while running:
-            ended, running = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
-            for future in ended:
-                future.result()
-            tick(done, total)
-    finally:
-        leave.set()
-        pool.shutdown(wait=False, cancel_futures=True)
 
 
 class _File(plan.Record, frozen=True, kw_only=True):
@@ -164,7 +99,7 @@ def stage_weights(url: str, cache: str, tick: Tick = lambda done, total: None) -
         if not complete.is_file():
             for shard in shards:
                 (target / shard.name).unlink(missing_ok=True)
-        _fill(store, target, shards, tick)
+        fill(store, target, shards, tick)
         write_whole(complete, marker)
     except OSError as error:
         raise StorageError(f"cannot write: {error.strerror or error}", where=str(target)) from error
@@ -236,7 +171,11 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    code = main()
+    try:
+        code = main()
+    except BaseException:
+        traceback.print_exc()
+        code = 1
     sys.stdout.flush()
     sys.stderr.flush()
     # At once: threads that wait for a store that hangs would hold the process. Final names are whole at any moment.

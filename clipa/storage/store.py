@@ -112,10 +112,10 @@ class Store:
         info = self._call(lambda: self._fs.info(path), self._shown(name))
         return Entry(name, int(info.get("size") or 0), _version(path, info))
 
-    def chunks(self, name: str, size: int) -> Iterator[bytes]:
-        """The bytes of an object of known size, in parts of `PART`."""
-        for start in range(0, size, PART):
-            yield self.read_range(name, start, min(size, start + PART))
+    def chunks(self, name: str, size: int, start: int = 0) -> Iterator[bytes]:
+        """The bytes of an object of known size from `start` on, in parts of `PART`."""
+        for at in range(start, size, PART):
+            yield self.read_range(name, at, min(size, at + PART))
 
     def read_range(self, name: str, start: int, end: int) -> bytes:
         """Bytes start..end of an object, exactly so many."""
@@ -134,15 +134,24 @@ class Store:
         """Whether an object is there."""
         return bool(self._call(lambda: self._fs.exists(self._path(name)), self._shown(name)))
 
-    def write(self, name: str, data: bytes) -> None:
-        """Write an object whole or not at all."""
+    def write(self, name: str, data: bytes | Path) -> None:
+        """Write an object whole or not at all, from memory or from a local file.
+
+        Raises:
+            InputError: the store refuses access.
+            StorageError: it could not be written.
+        """
+        path = self._path(name)
         if self.scheme == "file":
             try:
-                write_whole(Path(self._path(name)), data)
+                write_whole(Path(path), data if isinstance(data, bytes) else data.read_bytes())
             except OSError as error:
                 raise StorageError(f"cannot write: {error.strerror}", where=self._shown(name)) from error
-            return
-        self._call(lambda: self._fs.pipe_file(self._path(name), data), self._shown(name))
+        elif isinstance(data, bytes):
+            self._call(lambda: self._fs.pipe_file(path, data), self._shown(name))
+        else:
+            # One put, or a multipart upload in pieces of 50 MiB that counts only once it is completed.
+            self._call(lambda: self._fs.put_file(str(data), path), self._shown(name))
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
@@ -167,19 +176,19 @@ class Store:
 
     def _ours(self, error: Exception, where: str) -> ClipaError:
         names = {kind.__name__ for kind in type(error).__mro__}
+        # s3fs says "None" where the server gave a code and no sentence; botocore's own error names the code.
+        said = redacted(str(error.__cause__ or error), *self._secret)
         if isinstance(error, FileNotFoundError):
             return InputError("there is nothing at this URL", where=where, hint="check the URL and the endpoint")
         if isinstance(error, PermissionError) and self.scheme == "file":
             return InputError("the file system refuses access", where=where, hint="check owner and mode of the path")
         if isinstance(error, PermissionError) or names & _NO_CREDENTIALS:
             return InputError(
-                f"the store refuses access: {redacted(str(error), *self._secret)}",
+                f"the store refuses access: {said}",
                 where=where,
                 hint="check the credentials (AWS_PROFILE, AWS_ACCESS_KEY_ID; anonymous = true for a public bucket)",
             )
-        return StorageError(
-            f"the store failed: {type(error).__name__}: {redacted(str(error), *self._secret)}", where=where
-        )
+        return StorageError(f"the store failed: {type(error).__name__}: {said}", where=where)
 
 
 def _options(scheme: str, source: Dataset) -> dict[str, Any]:

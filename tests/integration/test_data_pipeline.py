@@ -1,4 +1,5 @@
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -9,7 +10,10 @@ import pytest
 import torch
 
 from clipa.data import demo
-from clipa.data.pipeline import Batch, ShardSet, eval_batches, normalise, open_shards, train_batches
+from clipa.data.faults import STRETCH
+from clipa.data.index import Part
+from clipa.data.pipeline import Batch, ShardSet, _TrainShare, eval_batches, normalise, open_shards, train_batches
+from clipa.data.shards import Reader
 from clipa.data.wds import shard_bytes
 from clipa.errors import ConfigError, DataError
 from clipa.spec.job import ImageInput, Optim, Pretrain, TextInput
@@ -59,7 +63,8 @@ def batches(
 
 def same(left: list[Batch], right: list[Batch]) -> bool:
     return len(left) == len(right) and all(
-        torch.equal(a.images, b.images) and torch.equal(a.tokens, b.tokens) for a, b in zip(left, right, strict=True)
+        all(torch.equal(a[part], b[part]) for part in range(3))  # type: ignore[arg-type]
+        for a, b in zip(left, right, strict=True)
     )
 
 
@@ -83,10 +88,11 @@ def test_the_ranks_together_see_the_global_batch(bucket: Path, world: int) -> No
     shards = opened(bucket, "train")
     shares = [batches(shards, rank=rank, world=world) for rank in range(world)]
     joined = [
-        Batch(torch.cat([b.images for b in step]), torch.cat([b.tokens for b in step]))
+        Batch(*(torch.cat([b[part] for b in step]) for part in range(3)))  # type: ignore[misc]
         for step in zip(*shares, strict=True)
     ]
     assert same(joined, batches(shards))
+    assert torch.cat([b.positions for b in joined]).tolist() == list(range(3 * 24))
 
 
 def test_a_resumed_stream_goes_on_as_if_nothing_had_happened(bucket: Path) -> None:
@@ -130,9 +136,6 @@ def written(folder: Path, samples: list[tuple[str, dict[str, bytes]]]) -> ShardS
 
 
 def picture(bucket: Path) -> bytes:
-    from clipa.data.index import Part
-    from clipa.data.shards import Reader
-
     reader = Reader(opened(bucket, "val"), Part.CAPTION)
     image = reader.read(0).image
     reader.close()
@@ -151,10 +154,42 @@ def test_bad_samples_are_replaced_the_same_way_for_every_world(tmp_path: Path, b
     assert 20 < sum(batch.replaced for batch in whole) < 40
     halves = [batches(shards, rank=rank, world=2, workers=rank) for rank in range(2)]
     joined = [
-        Batch(torch.cat([a.images, b.images]), torch.cat([a.tokens, b.tokens])) for a, b in zip(*halves, strict=True)
+        Batch(*(torch.cat([a[part], b[part]]) for part in range(3)))  # type: ignore[misc]
+        for a, b in zip(*halves, strict=True)
     ]
     assert same(joined, whole)
     assert [a.replaced + b.replaced for a, b in zip(*halves, strict=True)] == [b.replaced for b in whole]
+
+
+@pytest.mark.parametrize(("bad", "stops"), [(9, True), (17, False)])
+def test_too_large_a_share_of_bad_samples_stops_the_run(
+    tmp_path: Path, bucket: Path, caplog: pytest.LogCaptureFixture, bad: int, stops: bool
+) -> None:
+    image = picture(bucket)
+    samples = [(f"k{n}", {"jpg": b"broken" if n % bad == 0 else image, "txt": b"x"}) for n in range(180)]  # 11 % or 6 %
+    shards = written(tmp_path, [*samples, ("incomplete", {"jpg": image})])
+    steps = -(-STRETCH // 24)
+    if stops:
+        with pytest.raises(
+            DataError, match=r"11\d of the last 1008 samples cannot be used, such as .*0.tar: k\d"
+        ) as caught:
+            batches(shards, stop=steps, workers=1)
+        assert caught.value.where == str(tmp_path)
+    else:
+        found = batches(shards, stop=steps, workers=1)
+        assert 50 < sum(batch.replaced for batch in found) < 70
+        assert next(b.examples for b in found if b.replaced).count("the image cannot be decoded") >= 1
+    told = [record.getMessage() for record in caplog.records]
+    assert sum("1 samples have no image, or neither" in line and "180 remain" in line for line in told) == 1
+    replaced = [line for line in told if "were replaced, such as" in line]
+    assert 1 < len(replaced) <= 3  # the 1st, the 10th and the 100th, or the batch that they came in
+
+
+def test_what_makes_batches_travels_to_workers_that_are_not_forked(bucket: Path) -> None:
+    # From Python 3.14 on, workers are started fresh and get a pickled copy.
+    share = _TrainShare(Reader(opened(bucket, "val"), Part.CAPTION), phase(), "clip-bpe", 5, 0, 1)
+    before = share(3)
+    assert same([pickle.loads(pickle.dumps(share))(3)], [before])
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -218,7 +253,7 @@ import test_data_pipeline as t
 from clipa.data.pipeline import train_batches
 stream = train_batches(t.opened(Path({bucket!r}), "train"), t.phase(), seed=0, rank=0, world=1, start_step=0,
                        stop_step=10**9, workers=2, pin=False)
-next(stream), next(stream)  # one from each worker: now both have set up their signals
+next(stream)
 print("ready", flush=True)
 {then}
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,6 @@ import pytest
 from clipa.errors import InputError, StorageError
 from clipa.spec import card
 from clipa.spec.cluster import Dataset
-from clipa.storage import stage as stage_module
 from clipa.storage.dataset import index
 from clipa.storage.manifest import Manifest, Shard, staged_folder, staged_weights
 from clipa.storage.stage import stage, stage_weights
@@ -65,7 +65,8 @@ def test_kill_9_at_any_moment_leaves_nothing_wrong(tmp_path: Path, bucket: Datas
     assert call(run)[0] == 0
     assert whole(folder, manifest) == 24
     assert parts(folder) == []
-    assert staged_event(run).fetched_bytes == (24 - before) * 8 * MIB
+    # Less where a part was complete when its writer was killed: its range is not read again.
+    assert staged_event(run).fetched_bytes <= (24 - before) * 8 * MIB
 
 
 def test_two_stagers_share_the_work(tmp_path: Path, bucket: Dataset) -> None:
@@ -83,8 +84,8 @@ def test_two_stagers_share_the_work(tmp_path: Path, bucket: Dataset) -> None:
 
 NO_LOCKS = """
 import sys
-from clipa.storage import fetch
-fetch._lock = lambda descriptor: True
+from clipa.storage import part
+part._lock = lambda descriptor: True
 from clipa.storage import stage
 sys.exit(stage.main())
 """
@@ -106,7 +107,7 @@ def test_the_part_of_a_living_writer_stays(tmp_path: Path, bucket: Dataset) -> N
     manifest = write_shards(Store(bucket), 1, 10)
     folder = staged_folder(str(tmp_path / "cache"), manifest.digest)
     folder.mkdir(parents=True)
-    from clipa.storage.fetch import _HOST
+    from clipa.storage.part import _HOST
 
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     try:
@@ -188,7 +189,7 @@ def test_too_little_space_is_said_before_a_byte_moves(
     tmp_path: Path, bucket: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manifest = write_shards(Store(bucket), 2, 1000)
-    monkeypatch.setattr(stage_module.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 500})())
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: type("Usage", (), {"free": 500})())
     with pytest.raises(InputError, match=f"2,000 bytes to fetch, 500 bytes free: {2000 + (64 << 20) - 500:,} short"):
         stage(manifest, bucket, str(tmp_path / "cache"))
     assert parts(tmp_path / "cache") == []
@@ -200,7 +201,7 @@ def test_the_same_name_in_two_prefixes(tmp_path: Path) -> None:
         path = tmp_path / prefix / "00000.tar"
         path.parent.mkdir()
         path.write_bytes(prefix[:5].encode())
-        os.utime(path, (0, 0))
+        os.utime(path, (9, 9))
         source = Dataset(url=str(path.parent))
         manifest = index(source)
         stage(manifest, source, cache)
@@ -254,7 +255,7 @@ def test_weights_come_whole_and_follow_their_url(tmp_path: Path) -> None:
     target = stage_weights(url, cache)
     assert target == staged_weights(cache, url)
     assert (target / card.WEIGHTS_NAME).read_bytes() == b"first"
-    assert sorted(path.name for path in target.iterdir() if path.name != ".lock") == sorted(
+    assert sorted(path.name for path in target.iterdir() if path.name[0] != ".") == sorted(
         [card.WEIGHTS_NAME, card.CARD_NAME, card.COMPLETE_NAME]
     )
     assert list(tmp_path.parent.rglob("evil")) == []

@@ -65,7 +65,7 @@ def test_the_endpoint_may_come_from_the_environment(
 
 @pytest.mark.parametrize(
     "faults",
-    [["drop"], ["drop"] * 6, ["reset", "reset"], ["500", "500"], ["503", "503"], ["short", "short"], ["ok", "short"]],
+    [["drop"], ["drop"] * 6, ["reset", "reset"], ["500"] * 6, ["503"] * 6, ["short", "short"], ["ok", "short"]],
     ids="-".join,
 )
 def test_a_broken_wire_costs_time_and_no_bytes(

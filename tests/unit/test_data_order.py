@@ -70,12 +70,27 @@ def test_permutation_is_one(count: int, seed: int, purpose: Purpose) -> None:
     assert sorted(permutation(count, seed, purpose).tolist()) == list(range(count))
 
 
-@given(seeds, st.integers(0, 2**62), st.integers(0, 20))
-def test_replacement_is_a_sample_and_a_function_of_its_position(seed: int, position: int, tries: int) -> None:
-    order = Order([10, 20], seed)
-    number = order.replacement(position, tries)
-    assert 0 <= number < 30
-    assert number == Order([10, 20], seed).replacement(position, tries)
+@given(sizes, seeds, st.integers(1, 80), st.integers(0, 500))
+def test_replacements_are_all_other_samples_of_the_window(
+    sizes: list[int], seed: int, window: int, position: int
+) -> None:
+    order = Order(sizes, seed, window)
+    epoch, offset = divmod(position, sum(sizes))
+    bounds, _ = order._shard_windows(epoch)
+    at = int(np.searchsorted(bounds, offset, side="right")) - 1
+    first = epoch * sum(sizes)
+    members = order.at(first + int(bounds[at]), first + int(bounds[at + 1])).tolist()
+    tried = [order.replacement(position, tries) for tries in range(len(members))]
+    assert sorted(tried) == sorted(members)
+    if len(members) > 1:  # the bad sample itself is not what is tried first
+        assert tried[0] != order.at(position, position + 1)[0]
+    assert tried == [Order(sizes, seed, window).replacement(position, tries) for tries in range(len(members))]
+
+
+def test_a_replacement_is_far_from_its_batch() -> None:
+    order = Order([1000], 3)
+    places = {int(number): place for place, number in enumerate(order.at(0, 1000))}
+    assert {abs(places[order.replacement(p, 0)] - p) for p in range(1000)} == {500}
 
 
 @settings(max_examples=20)

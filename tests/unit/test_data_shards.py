@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipa.data.index import Part, load_index, sidecar
+from clipa.data.index import Part, load_counts, load_index, sidecar
 from clipa.data.shards import Reader, Sample, caption_of, label_of, open_shards
 from clipa.data.wds import shard_bytes, split_name
 from clipa.errors import DataError, StorageError
@@ -202,6 +202,23 @@ def test_the_index_is_kept_and_rebuilt_when_torn_or_old(tmp_path: Path, monkeypa
     assert walks.count == 9
     shard.write_bytes(tar(pairs("other")))
     assert load_index(shard).key(0) == "other"
+
+
+def test_counts_need_no_walk_and_no_body(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shard = tmp_path / "a.tar"
+    shard.write_bytes(WHOLE)
+    walks = Walks(monkeypatch)
+    counts = load_counts(shard)
+    assert (counts.captioned, walks.count) == (3, 1)
+    assert load_counts(shard) == counts
+    assert walks.count == 1
+    whole = sidecar(shard).read_bytes()
+    for number, torn in enumerate((b"", whole[:40], whole[:-1], b"{}\n", whole + b"x")):
+        sidecar(shard).write_bytes(torn)
+        assert load_counts(shard) == counts
+        assert walks.count == number + 2
+    shard.write_bytes(tar(pairs("other")))
+    assert load_counts(shard).captioned == 1
 
 
 def test_a_shard_that_shrinks_under_the_reader_is_no_fault_of_the_sample(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 import random
 import subprocess
 import sys
-from types import ModuleType
 
 import pytest
 import torch
@@ -32,9 +31,7 @@ ODD = [
 ]
 
 
-@pytest.fixture(scope="module")
-def theirs() -> ModuleType:
-    return door._load_module()
+_SOURCE = door._load_module().SimpleTokenizer()
 
 
 def captions() -> list[str]:
@@ -60,13 +57,20 @@ def captions() -> list[str]:
 
 
 @pytest.mark.parametrize("tokens", [3, 8, 77])
-def test_ids_equal_open_clips_own(theirs: ModuleType, tokens: int) -> None:
+def test_ids_equal_open_clips_own(tokens: int) -> None:
     texts = captions()
-    expected = theirs.SimpleTokenizer()(texts, tokens)
+    expected = _SOURCE(texts, tokens)
     found = tokenizer("clip-bpe").encode(texts, tokens)
     assert found.dtype == torch.int64
     assert found.shape == (2000, tokens)
     assert torch.equal(found, expected)
+
+
+@given(st.text(st.characters(max_codepoint=0x7F), max_size=60))
+def test_plain_ascii_is_cleaned_as_open_clip_does(text: str) -> None:
+    found = tokenizer("clip-bpe")
+    assert found._cleaned(text).split() == found._clean(text).split(" ") or not found._clean(text)
+    assert found._ids(text, 1000) == _SOURCE.encode(text)
 
 
 def test_a_full_memory_changes_no_id(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch.nn import functional
 
+from clipa.model import loss as losses
 from clipa.model.loss import contrastive_loss
 
 ROWS, WIDTH = 8, 5
@@ -56,3 +57,19 @@ def test_loss_and_gradients_do_not_depend_on_the_number_of_processes(world, tmp_
 
 if __name__ == "__main__":
     _rank(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
+
+
+def test_rows_in_parts_give_the_same_loss_and_gradients(monkeypatch):
+    whole = _run(*_inputs(), slice(0, ROWS))
+    monkeypatch.setattr(losses, "ROWS_AT_ONCE", 3)
+    for one, many in zip(whole, _run(*_inputs(), slice(0, ROWS)), strict=True):
+        torch.testing.assert_close(many, one, rtol=0, atol=1e-12)
+
+
+def test_the_loss_is_that_of_the_paper():
+    """numpy-like pseudocode of arXiv 2103.00020, figure 3."""
+    image, text, scale = _inputs()
+    image, text = functional.normalize(image, dim=-1), functional.normalize(text, dim=-1)
+    logits, labels = image @ text.T * scale, torch.arange(ROWS)
+    expected = (functional.cross_entropy(logits, labels) + functional.cross_entropy(logits.T, labels)) / 2
+    torch.testing.assert_close(contrastive_loss(image, text, scale), expected, rtol=0, atol=1e-12)

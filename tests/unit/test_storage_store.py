@@ -35,6 +35,12 @@ def test_what_is_written_is_listed_and_read(url: str) -> None:
     assert store.entry("b.tar") == store.list()[0]
 
 
+def test_a_file_is_written_like_bytes(url: str, tmp_path: Path) -> None:
+    (tmp_path / "made").write_bytes(b"0123")
+    Store(url).write("sub/a.tar", tmp_path / "made")
+    assert Store(url).read("sub/a.tar") == b"0123"
+
+
 def test_a_range_behind_the_end_is_an_error_at_once_and_not_fewer_bytes(url: str) -> None:
     store = Store(url)
     store.write("a", b"0123")
@@ -160,7 +166,7 @@ def test_same_name_size_and_time_in_two_folders_are_two_datasets(tmp_path: Path)
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "0.tar").write_bytes(folder.encode())
-        os.utime(tmp_path / folder / "0.tar", (0, 0))
+        os.utime(tmp_path / folder / "0.tar", (9, 9))
     assert index(Dataset(url=f"{tmp_path}/a")).digest != index(Dataset(url=f"{tmp_path}/b")).digest
 
 

@@ -1,0 +1,177 @@
+"""From a run's events to its facts: a pure fold.
+
+Attempts are ordered by number, and within one attempt every question is answered by one writer's events in the order
+in which it wrote them: clocks that differ or jump change nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
+from typing import TypeVar
+
+from clipa.registry import events
+from clipa.registry.events import AnyEvent
+from clipa.registry.liveness import Identity
+from clipa.registry.records import Intent, Stop
+from clipa.registry.state import Facts, Point, Score, State
+from clipa.spec.plan import Plan
+
+HISTORY = 200
+"""Points of a run's history that are kept."""
+SPEEDS = 20
+"""Newest speeds whose median is shown: one slow step (a compilation, a checkpoint) does not move it."""
+
+_E = TypeVar("_E", bound=AnyEvent)
+
+
+def fold(
+    path: str,
+    plan: Plan,
+    found: Iterable[AnyEvent],
+    intents: Mapping[int, Intent],
+    stops: Mapping[int, Stop],
+    unreadable: Mapping[str, int],
+) -> Facts:
+    """The facts of a run.
+
+    Args:
+        path: its folder.
+        plan: its plan.
+        found: all events that can be read; those of one writer in the order in which they were written.
+        intents: attempt -> intent.
+        stops: attempt -> request to leave.
+        unreadable: name -> attempt of event files that cannot be read.
+    """
+    by_attempt: dict[int, list[AnyEvent]] = {}
+    for event in found:
+        by_attempt.setdefault(event.attempt, []).append(event)
+    everything = list(chain.from_iterable(by_attempt[number] for number in sorted(by_attempt)))
+    newest = max([*by_attempt, *intents, *unreadable.values()], default=0)
+    intent = intents.get(newest)
+    now = by_attempt.get(newest, [])
+    doing, why = _doing(now, _before(everything, newest) if intent and intent.reason == "restart" else None)
+    steps = _of(everything, events.Step)
+    begun = _of(everything, events.Begun)
+    final = [event for event in _of(now, events.Ended) if event.final]
+    stop = [stops[number] for number in sorted(stops) if number >= (intent.submission if intent else newest)]
+    return Facts(
+        path=path,
+        plan=plan,
+        attempt=newest,
+        intents=tuple(sorted(intents)),
+        intent=intent,
+        queued=intents[min(intents)].t if intents else 0.0,
+        started=min((e.t for e in everything if isinstance(e, events.Started | events.Begun)), default=0.0),
+        job=_job(now),
+        holder=_holder(now, intent),
+        stop=stop[-1] if stop else None,
+        doing=doing,
+        why=why,
+        begun=bool(_of(now, events.Begun)),
+        trainer=_last(_of(now, events.TrainerEnded)),
+        ended=max(final, key=lambda event: event.t, default=None),
+        unreadable=tuple(sorted(name for name, attempt in unreadable.items() if attempt == newest)),
+        step=_reached(everything),
+        last_step=_last(steps),
+        speeds=tuple(event.samples_per_s for event in (_of(now, events.Step) or steps)[-SPEEDS:]),
+        history=_history(everything),
+        scores=_scores(everything),
+        params=begun[-1].params if begun else 0,
+        device=begun[-1].device if begun else "",
+    )
+
+
+def _of(found: Iterable[AnyEvent], kind: type[_E]) -> list[_E]:
+    return [event for event in found if isinstance(event, kind)]
+
+
+def _last(found: Sequence[_E]) -> _E | None:
+    return found[-1] if found else None
+
+
+def _before(everything: Iterable[AnyEvent], newest: int) -> str:
+    """How the attempt before the newest one ended, in one line."""
+    ended = [event for event in _of(everything, events.Ended) if event.attempt < newest]
+    return _restarting(ended[-1].error) if ended else "restarting"
+
+
+def _restarting(error: str) -> str:
+    return f"restarting after: {error.strip().partition(chr(10))[0]}"
+
+
+def _doing(now: Sequence[AnyEvent], restarted: str | None) -> tuple[State, str]:
+    """What the newest attempt is at, from its own events, and why. `restarted`: what a restart comes after."""
+    kinds = {type(event) for event in now}
+    if ended := _of(now, events.Ended):
+        return State.RUNNING, _restarting(ended[-1].error)
+    if kinds & {events.Spawned, events.Begun}:
+        return State.RUNNING, ""
+    waiting = _last(_of(now, events.Waiting))
+    if waiting and waiting.reason and events.Staged not in kinds:
+        return State.WAITING, waiting.reason
+    if kinds & {events.Started, events.Staged}:
+        return State.STAGING, ""
+    if restarted is not None:
+        return State.RUNNING, restarted
+    queued = _last(_of(now, events.Queued))
+    return State.QUEUED, f"behind {queued.behind}" if queued and queued.behind else ""
+
+
+def _holder(now: Sequence[AnyEvent], intent: Intent | None) -> Identity | None:
+    """The supervisor of the newest attempt. One that is about to restart has so far only written the intent."""
+    held = _last(_of(now, events.Started)) or _last(_of(now, events.Queued))
+    if held is None:
+        return intent.by if intent and intent.reason == "restart" else None
+    return Identity(
+        host=held.host,
+        pid=held.pid,
+        start_ticks=held.start_ticks,
+        boot_id=held.boot_id,
+        pid_namespace=held.pid_namespace,
+    )
+
+
+def _job(now: Sequence[AnyEvent]) -> Identity | None:
+    given = _last(_of(now, events.Submitted))
+    if given is None or not given.boot_id or not given.job.isdecimal() or len(given.job) > 9:
+        return None
+    return Identity(
+        host=given.host,
+        pid=int(given.job),
+        start_ticks=given.start_ticks,
+        boot_id=given.boot_id,
+        pid_namespace=given.pid_namespace,
+    )
+
+
+def _reached(everything: Iterable[AnyEvent]) -> int:
+    """The step of the newest attempt's progress: a resumed attempt begins where its checkpoint was."""
+    step = 0
+    for event in everything:
+        if isinstance(event, events.Begun | events.Step | events.Saved):
+            step = event.step
+    return step
+
+
+def _history(everything: Iterable[AnyEvent]) -> tuple[Point, ...]:
+    """At most HISTORY points in order of steps. What a resumed attempt does again replaces what was done before."""
+    points: list[Point] = []
+    for event in everything:
+        if isinstance(event, events.Begun | events.Step):
+            reached = event.step if isinstance(event, events.Begun) else event.step - 1
+            while points and points[-1].step > reached:
+                points.pop()
+        if isinstance(event, events.Step):
+            points.append(Point(step=event.step, loss=event.loss, samples_per_s=event.samples_per_s))
+    stride = max(1, -(-len(points) // HISTORY))
+    return tuple(points[::-1][::stride][::-1])  # counted from the end, so that the newest point is always there
+
+
+def _scores(everything: Iterable[AnyEvent]) -> tuple[Score, ...]:
+    found: dict[tuple[str, int, int], Score] = {}
+    for e in _of(everything, events.Scored):
+        found[(e.set, e.size, e.step)] = Score(
+            set=e.set, size=e.size, step=e.step, samples=e.samples, top1=e.top1, top5=e.top5
+        )
+    return tuple(found.values())
