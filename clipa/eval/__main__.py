@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from clipa.eval.devices import Ranks, joined, precision_of
-from clipa.eval.process import Session, run_process
-from clipa.eval.weights import read_tensors, resolve
+from clipa.attempt.devices import Ranks, joined, precision_of
+from clipa.attempt.process import Session, run_process
+from clipa.attempt.weights import read_tensors, resolve
 from clipa.eval.zeroshot import Evaluator
 from clipa.model.clip import Clip
 from clipa.registry import events

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from clipa.eval.devices import joined
-from clipa.eval.process import Session, run_process
+from clipa.attempt.devices import joined
+from clipa.attempt.process import Session, run_process
 from clipa.train.trainer import Trainer
 
 
