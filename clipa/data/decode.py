@@ -22,7 +22,7 @@ from PIL import Image
 
 from clipa.data.order import Draws
 from clipa.errors import DataError
-from clipa.spec.job import ImageInput
+from clipa.spec.inputs import ImageInput
 
 Pixels: TypeAlias = NDArray[np.uint8]
 

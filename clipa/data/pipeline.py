@@ -26,7 +26,8 @@ from clipa.data.shards import Reader, ShardSet, caption_of, label_of, open_shard
 from clipa.data.tokenizer import tokenizer
 from clipa.errors import ClipaError, ConfigError, DataError
 from clipa.reduction.image import decoded_size
-from clipa.spec.job import ImageInput, TrainPhase
+from clipa.spec.inputs import ImageInput
+from clipa.spec.job import TrainPhase
 
 __all__ = ["Batch", "LabelledBatch", "ShardSet", "eval_batches", "normalise", "open_shards", "train_batches"]
 

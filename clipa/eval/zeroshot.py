@@ -10,11 +10,11 @@ import torch
 from torch.nn import functional
 
 import clipa
+from clipa.attempt.devices import Ranks, autocast
 from clipa.data.pipeline import eval_batches, normalise
 from clipa.data.shards import ShardSet, open_shards
 from clipa.data.tokenizer import tokenizer
 from clipa.errors import DataError
-from clipa.attempt.devices import Ranks, autocast
 from clipa.model.clip import Clip
 from clipa.registry import events
 from clipa.registry.run_dir import RunDir, write_whole

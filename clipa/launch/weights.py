@@ -13,7 +13,7 @@ from clipa.registry.find import find
 from clipa.registry.run_dir import RunDir
 from clipa.registry.state import RunStatus, State
 from clipa.spec import card as cards
-from clipa.spec.job import Model
+from clipa.spec.model import Model
 from clipa.spec.plan import Weights
 
 

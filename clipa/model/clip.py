@@ -12,7 +12,7 @@ from torch.nn import functional
 from clipa.errors import TrainError
 from clipa.model.posembed import resize_image, resize_text
 from clipa.model.towers import ImageEncoder, Positions, TextEncoder
-from clipa.spec.job import Model
+from clipa.spec.model import Model
 
 _IMAGE_POSITIONS = "image.trunk.pos_embed"
 _TEXT_POSITIONS = "text.positional_embedding"

@@ -12,8 +12,8 @@ from torch.nn import functional
 from clipa.errors import MissingPart
 from clipa.model.posembed import resize_image, sincos2d
 from clipa.model.torchvision_guard import import_torchvision
-from clipa.spec.budget import VOCABULARY
-from clipa.spec.job import ImageTower, TextTower
+from clipa.spec.family import VOCABULARY
+from clipa.spec.model import ImageTower, TextTower
 
 try:
     import_torchvision()

@@ -17,6 +17,7 @@ from clipa.registry.liveness import Identity
 from clipa.registry.records import Intent, Stop
 from clipa.spec.job import Eval
 from clipa.spec.plan import Plan, Record
+from clipa.spec.tokens import kept_tokens
 
 GRACE_S = 60.0
 """Seconds that a command gets to hand an intent to the machine, and a job on another host to write its first word."""
@@ -211,7 +212,7 @@ def reduce(facts: Facts, alive: Alive, beat_age: float | None, now: float) -> Ru
         ended=facts.ended.t if facts.ended and state.is_over else None,
         beat_age_s=None if state.is_over else beat_age,
         parent=plan.parent,
-        image_tokens=None if isinstance(settings, Eval) else (settings.image.size // plan.model.image.patch) ** 2,
+        image_tokens=None if isinstance(settings, Eval) else kept_tokens(settings.image, plan.model.image.patch),
         text_tokens=None if isinstance(settings, Eval) else settings.text.tokens,
         hint=_HINTS.get(state, "").format(run=plan.run, group=plan.group),
     )

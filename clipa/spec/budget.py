@@ -8,20 +8,15 @@ from __future__ import annotations
 
 import msgspec
 
-from clipa.spec.job import Eval, ImageInput, ImageTower, Model, Phase, TextTower
-
-VOCABULARY = {"clip-bpe": 49_408}
-"""Entries of each tokenizer's vocabulary (OpenAI's CLIP byte-pair encoding has 49,408)."""
+from clipa.spec.family import VOCABULARY
+from clipa.spec.job import Eval, Phase
+from clipa.spec.model import ImageTower, Model, TextTower
+from clipa.spec.tokens import kept_tokens
 
 
 def steps_of(samples: int, batch: int) -> int:
     """Optimizer steps for a budget in samples: rounded up, so that the budget is always spent."""
     return -(-samples // batch)
-
-
-def image_tokens(image: ImageInput, tower: ImageTower) -> int:
-    """Patch tokens that enter the image tower; the class token is not counted."""
-    return (image.size // tower.patch) ** 2
 
 
 def _blocks_params(width: int, layers: int, mlp_ratio: float) -> int:
@@ -98,7 +93,7 @@ def phase_budget(model: Model, phase: Phase) -> PhaseBudget | None:
     """The budget of a training phase; None for an evaluation."""
     if isinstance(phase, Eval):
         return None
-    patches = image_tokens(phase.image, model.image)
+    patches = kept_tokens(phase.image, model.image.patch)
     text = phase.text.tokens
     forward = image_flops(model.image, patches, model.embed_dim) + text_flops(model.text, text, model.embed_dim)
     steps = steps_of(phase.samples, phase.batch)

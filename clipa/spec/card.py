@@ -13,7 +13,8 @@ from typing import Literal
 import msgspec
 
 from clipa.errors import ConfigError
-from clipa.spec.job import Eval, Model
+from clipa.spec.job import Eval
+from clipa.spec.model import Model
 from clipa.spec.plan import Plan, Record
 
 SCHEMA = 1
@@ -69,7 +70,7 @@ def require_same_model(wanted: Model, found: Model, where: str) -> None:
         ConfigError: naming the first field that differs, with both values.
     """
     left, right = msgspec.to_builtins(wanted), msgspec.to_builtins(found)
-    for tower in ("embed_dim", "image", "text"):
+    for tower in ("family", "embed_dim", "image", "text"):
         a, b = left[tower], right[tower]
         if a == b:
             continue

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from clipa.spec.job import Struct, _require
+from clipa.spec.base import Struct, require
 
 SCHEMA = 1
 
@@ -22,7 +22,7 @@ class Dataset(Struct, frozen=True, kw_only=True):
     profile: str = ""
 
     def __post_init__(self) -> None:
-        _require(bool(self.url), "url is empty")
+        require(bool(self.url), "url is empty")
 
 
 class Cluster(Struct, frozen=True, kw_only=True):
@@ -47,19 +47,19 @@ class Cluster(Struct, frozen=True, kw_only=True):
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
-        _require(1 <= self.schema <= SCHEMA, f"schema {self.schema} is newer than this clipa reads ({SCHEMA})")
-        _require(self.gpus == "auto" or 0 <= self.gpus <= 64, f'gpus must be "auto" or 0..64, got {self.gpus}')
-        _require(1 <= self.processes <= 256, f"processes must be 1..256, got {self.processes}")
-        _require(0 <= self.threads <= 1024, f"threads must be 0..1024 (0: share the cores), got {self.threads}")
-        _require(0 <= self.loader_workers <= 128, f"loader_workers must be 0..128, got {self.loader_workers}")
-        _require(1 <= self.max_attempts <= 1000, f"max_attempts must be 1..1000, got {self.max_attempts}")
-        _require(self.time_limit_minutes >= 1, f"time_limit_minutes must be >= 1, got {self.time_limit_minutes}")
+        require(1 <= self.schema <= SCHEMA, f"schema {self.schema} is newer than this clipa reads ({SCHEMA})")
+        require(self.gpus == "auto" or 0 <= self.gpus <= 64, f'gpus must be "auto" or 0..64, got {self.gpus}')
+        require(1 <= self.processes <= 256, f"processes must be 1..256, got {self.processes}")
+        require(0 <= self.threads <= 1024, f"threads must be 0..1024 (0: share the cores), got {self.threads}")
+        require(0 <= self.loader_workers <= 128, f"loader_workers must be 0..128, got {self.loader_workers}")
+        require(1 <= self.max_attempts <= 1000, f"max_attempts must be 1..1000, got {self.max_attempts}")
+        require(self.time_limit_minutes >= 1, f"time_limit_minutes must be >= 1, got {self.time_limit_minutes}")
         for key, value in self.env.items():
-            _require(
+            require(
                 key.replace("_", "a").isalnum() and not key[0].isdigit(),
                 f"env: {key!r} is not the name of an environment variable",
             )
-            _require("\0" not in value, f"env.{key}: a NUL byte cannot stand in an environment variable")
+            require("\0" not in value, f"env.{key}: a NUL byte cannot stand in an environment variable")
 
 
 class Project(Struct, frozen=True, kw_only=True):

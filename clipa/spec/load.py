@@ -18,6 +18,7 @@ import msgspec
 
 from clipa.errors import ConfigError, did_you_mean
 from clipa.spec.cluster import Cluster, Project
+from clipa.spec.family import FAMILIES, PRESETS
 from clipa.spec.job import PHASE_KINDS, Eval, Finetune, Pretrain, Recipe
 
 _T = TypeVar("_T", bound=msgspec.Struct)
@@ -45,8 +46,10 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
     for override in overrides:
         _apply(table, override, where=str(path))
     _default_kinds(table, where=str(path))
+    _apply_preset(table, where=str(path))
+    _apply_family(table)
     table.setdefault("name", path.stem)
-    recipe = _convert(table, Recipe, where=str(path))
+    recipe = _convert(table, Recipe, where=str(path)).settled()
     return LoadedRecipe(recipe, path, hashlib.sha256(msgspec.json.encode(recipe)).hexdigest())
 
 
@@ -137,6 +140,46 @@ def _default_kinds(table: dict[str, Any], where: str) -> None:
                 allowed=", ".join(PHASE_KINDS),
                 hint=did_you_mean(str(kind or name), PHASE_KINDS) or f'add kind = "finetune" under [phases.{name}]',
             )
+
+
+def _apply_preset(table: dict[str, Any], where: str) -> None:
+    """`model.preset` stands for the numbers of a published size; what is written beside it goes before."""
+    model = table.get("model")
+    if not isinstance(model, dict) or "preset" not in model:
+        return
+    name = model.pop("preset")
+    if name not in PRESETS:
+        raise ConfigError(
+            f"unknown model size {name!r}",
+            where=f"{where}: model.preset",
+            allowed=", ".join(PRESETS),
+            hint=did_you_mean(str(name), PRESETS),
+        )
+    preset = PRESETS[name]
+    model.setdefault("embed_dim", preset.embed_dim)
+    for key, size, more in (("image", preset.image, {"patch": preset.patch}), ("text", preset.text, {})):
+        tower = model.setdefault(key, {})
+        if isinstance(tower, dict):
+            numbers = {"width": size.width, "layers": size.layers, "heads": size.heads}
+            model[key] = {**more, **numbers, "mlp_ratio": round(size.mlp / size.width, 4), **tower}
+
+
+def _apply_family(table: dict[str, Any]) -> None:
+    """What the family fixes or prefers, where the recipe does not say: written into the recipe, so into its digest."""
+    model = table.get("model")
+    own = FAMILIES.get(model.get("family", "v1")) if isinstance(model, dict) else None
+    if own is None or not isinstance(model, dict):
+        return
+    for key, name, value in (("image", "pool", own.pools[0]), ("text", "tokenizer", own.tokenizer)):
+        if isinstance(model.get(key), dict):
+            model[key].setdefault(name, value)
+    phases = table.get("phases")
+    for phase in phases.values() if isinstance(phases, dict) else ():
+        image = phase.get("image") if isinstance(phase, dict) else None
+        if isinstance(image, dict):
+            image.setdefault("interpolation", own.interpolation)
+            image.setdefault("mean", list(own.mean))
+            image.setdefault("std", list(own.std))
 
 
 def _convert(table: dict[str, Any], to: type[_T], where: str) -> _T:

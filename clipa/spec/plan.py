@@ -10,7 +10,8 @@ from typing import Literal
 import msgspec
 
 from clipa.spec.cluster import Dataset
-from clipa.spec.job import Model, Phase
+from clipa.spec.job import Phase
+from clipa.spec.model import Model
 
 SCHEMA = 1
 

@@ -11,8 +11,8 @@ import msgspec
 import torch
 from torch import nn
 
-from clipa.errors import TrainError
 from clipa.attempt.weights import File, Found, read_tensors, sha256, verify, write_tensors
+from clipa.errors import TrainError
 from clipa.registry.run_dir import RunDir, sync_folder, write_whole
 from clipa.spec import card as cards
 from clipa.spec.plan import Plan, Record

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from clipa.data.pipeline import Batch, normalise, train_batches
-from clipa.errors import TrainError
 from clipa.attempt.devices import Ranks, autocast, precision_of
 from clipa.attempt.process import RESUMABLE, Session
 from clipa.attempt.weights import Found, read_tensors, resolve
+from clipa.data.pipeline import Batch, normalise, train_batches
+from clipa.errors import TrainError
 from clipa.eval.zeroshot import Evaluator, open_pinned
 from clipa.model.clip import Clip
 from clipa.model.loss import contrastive_loss

@@ -16,7 +16,8 @@ from clipa.data.pipeline import Batch, ShardSet, _TrainShare, eval_batches, norm
 from clipa.data.shards import Reader
 from clipa.data.wds import shard_bytes
 from clipa.errors import ConfigError, DataError
-from clipa.spec.job import ImageInput, Optim, Pretrain, TextInput
+from clipa.spec.inputs import ImageInput, TextInput
+from clipa.spec.job import Optim, Pretrain
 from clipa.storage import manifest as manifests
 from clipa.storage.manifest import Manifest, Shard
 

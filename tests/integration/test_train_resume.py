@@ -17,7 +17,9 @@ from clipa.registry import events
 from clipa.registry.run_dir import RunDir, write_whole
 from clipa.spec import plan as plans
 from clipa.spec.cluster import Dataset
-from clipa.spec.job import Checkpoints, ImageInput, ImageTower, Model, Optim, Pretrain, TextInput, TextTower
+from clipa.spec.inputs import ImageInput, TextInput
+from clipa.spec.job import Checkpoints, Optim, Pretrain
+from clipa.spec.model import ImageTower, Model, TextTower
 from clipa.spec.plan import Code, Data, Limits, Plan, World
 from clipa.storage import manifest as manifests
 from clipa.storage.manifest import Manifest, Shard

@@ -7,17 +7,18 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from clipa.spec import cluster, job
+from clipa.spec import cluster, inputs, job, model
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "recipes.md").read_text()
 STRUCTS = (
     job.Recipe,
-    job.Model,
-    job.ImageTower,
-    job.TextTower,
+    model.Model,
+    model.ImageTower,
+    model.TextTower,
     job.Pretrain,
-    job.ImageInput,
-    job.TextInput,
+    inputs.ImageInput,
+    inputs.TextInput,
+    inputs.Jitter,
     job.Optim,
     job.Checkpoints,
     job.Evaluate,

@@ -13,7 +13,8 @@ from clipa.registry import events
 from clipa.registry.run_dir import RunDir, write_whole
 from clipa.spec import plan
 from clipa.spec.cluster import Dataset
-from clipa.spec.job import Eval, ImageTower, Model, TextTower
+from clipa.spec.job import Eval
+from clipa.spec.model import ImageTower, Model, TextTower
 from clipa.storage import manifest as manifests
 from clipa.storage.manifest import Manifest, Shard
 from clipa.storage.store import Store

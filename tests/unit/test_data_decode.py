@@ -12,7 +12,7 @@ from PIL import Image
 from clipa.data.decode import Box, decode_eval, decode_train, random_box, scaled_cut
 from clipa.data.order import Draws, Purpose
 from clipa.errors import DataError
-from clipa.spec.job import ImageInput
+from clipa.spec.inputs import ImageInput
 
 SETTINGS = ImageInput(size=32)
 FLOOR = 40.0

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from clipa.data import tokenizer as door
 from clipa.data.tokenizer import Tokenizer, merged, tokenizer
 from clipa.errors import ConfigError
-from clipa.spec.budget import VOCABULARY
+from clipa.spec.family import VOCABULARY
 
 ODD = [
     "",

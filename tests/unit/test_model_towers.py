@@ -11,7 +11,7 @@ from clipa.model.clip import Clip
 from clipa.model.posembed import resize_image, resize_text, sincos2d
 from clipa.model.torchvision_guard import import_torchvision
 from clipa.spec import budget
-from clipa.spec.job import ImageTower, Model, TextTower
+from clipa.spec.model import ImageTower, Model, TextTower
 
 import_torchvision()
 from open_clip.model import resize_pos_embed, resize_text_pos_embed  # noqa: E402

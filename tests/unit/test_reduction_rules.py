@@ -3,8 +3,8 @@ from hypothesis import strategies as st
 
 from clipa.reduction.image import decoded_size
 from clipa.reduction.text import truncate
-from clipa.spec.budget import image_tokens
-from clipa.spec.job import ImageInput, ImageTower
+from clipa.spec.inputs import ImageInput
+from clipa.spec.tokens import kept_tokens
 
 START, END = 49_406, 49_407
 words = st.lists(st.integers(1, START - 1), max_size=60)
@@ -29,5 +29,4 @@ def test_only_the_first_ids_matter(ids: list[int], tokens: int) -> None:
 @given(st.integers(1, 16), st.integers(1, 32))
 def test_resized_image_has_the_tokens_of_the_budget(side: int, patch: int) -> None:
     image = ImageInput(size=side * patch)
-    tower = ImageTower(patch=patch, width=64, layers=1, heads=1)
-    assert (decoded_size(image) // patch) ** 2 == image_tokens(image, tower) == side**2
+    assert (decoded_size(image) // patch) ** 2 == kept_tokens(image, patch) == side**2

@@ -1,0 +1,139 @@
+"""The two model families that go by the name of CLIPA, and what belongs to each. They are never mixed.
+
+`v1`            CLIPA's torch code and OpenCLIP: byte-pair tokens, causal text, LayerNorm before the blocks, exact GELU.
+`v2`            CLIPA-v2 as published (JAX, big_vision): WordPiece, no mask, no LayerNorm before the blocks, tanh GELU.
+`v2-open_clip`  the same weights as open_clip's `ViT-*-CLIPA` configs compute them: exact GELU, epsilon 1e-5, bicubic
+                positions.
+
+Sources: UCSC-VLAA/CLIPA (clipa_torch, clipa_jax), open_clip's model_configs/ViT-{L,H,bigG}-14-CLIPA.json.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias
+
+import msgspec
+
+FamilyName: TypeAlias = Literal["v1", "v2", "v2-open_clip"]
+TokenizerName: TypeAlias = Literal["clip-bpe", "bert-wordpiece"]
+Pool: TypeAlias = Literal["cls", "gap", "gap-norm", "gap-all"]
+Interpolation: TypeAlias = Literal["bicubic", "bilinear"]
+Rgb: TypeAlias = tuple[float, float, float]
+
+OPENAI_MEAN: Rgb = (0.48145466, 0.4578275, 0.40821073)
+OPENAI_STD: Rgb = (0.26862954, 0.26130258, 0.27577711)
+IMAGENET_MEAN: Rgb = (0.485, 0.456, 0.406)
+IMAGENET_STD: Rgb = (0.229, 0.224, 0.225)
+
+
+class Family(msgspec.Struct, frozen=True, kw_only=True):
+    """What a family fixes.
+
+    Attributes:
+        tokenizer: of captions and prompts.
+        vocabulary: rows of the token embedding (v2 has 32,000 for 30,522 entries, as published).
+        causal: whether a text token sees only those before it.
+        text_pool: `eot`: at the end-of-text token; `last`: at the last position, whatever stands there.
+        norm_pre: LayerNorm between position embedding and blocks of the image tower.
+        activation: exact or tanh-approximated GELU, in both towers.
+        eps: epsilon of every LayerNorm.
+        pools: how the image tower may be pooled; the first is the default.
+        sincos: frequencies 10000^(-i/(w/4)) (`mae`) or 10000^(-i/(w/4-1)) (`moco`) of the fixed positions.
+        interpolation: of images, in training and evaluation.
+        mean, std: of the pixels, in [0, 1].
+        max_scale: the largest factor of the similarities (exp of the logit scale); None: no limit.
+    """
+
+    tokenizer: TokenizerName
+    vocabulary: int
+    causal: bool
+    text_pool: Literal["eot", "last"]
+    norm_pre: bool
+    activation: Literal["gelu", "gelu-tanh"]
+    eps: float
+    pools: tuple[Pool, ...]
+    sincos: Literal["mae", "moco"]
+    interpolation: Interpolation
+    mean: Rgb
+    std: Rgb
+    max_scale: float | None
+
+
+_V1 = Family(
+    tokenizer="clip-bpe",
+    vocabulary=49_408,
+    causal=True,
+    text_pool="eot",
+    norm_pre=True,
+    activation="gelu",
+    eps=1e-5,
+    pools=("cls", "gap", "gap-all"),
+    sincos="mae",
+    interpolation="bicubic",
+    mean=OPENAI_MEAN,
+    std=OPENAI_STD,
+    max_scale=100.0,
+)
+_V2 = Family(
+    tokenizer="bert-wordpiece",
+    vocabulary=32_000,
+    causal=False,
+    text_pool="last",
+    norm_pre=False,
+    activation="gelu-tanh",
+    eps=1e-6,
+    pools=("gap-norm",),
+    sincos="moco",
+    interpolation="bilinear",
+    mean=IMAGENET_MEAN,
+    std=IMAGENET_STD,
+    max_scale=None,
+)
+FAMILIES: dict[FamilyName, Family] = {
+    "v1": _V1,
+    "v2": _V2,
+    "v2-open_clip": msgspec.structs.replace(_V2, activation="gelu", eps=1e-5, max_scale=100.0),
+}
+VOCABULARY: dict[TokenizerName, int] = {family.tokenizer: family.vocabulary for family in FAMILIES.values()}
+"""Rows of the token embedding of each tokenizer."""
+
+
+class Size(msgspec.Struct, frozen=True):
+    """Width, layers, heads and hidden width of a tower's feed-forward part, in channels."""
+
+    width: int
+    layers: int
+    heads: int
+    mlp: int
+
+
+class Preset(msgspec.Struct, frozen=True):
+    """A published model size: patch in pixels, width of the common space, and the two towers."""
+
+    patch: int
+    embed_dim: int
+    image: Size
+    text: Size
+
+
+_S, _B, _L, _H, _G = (
+    Size(384, 12, 6, 1536),
+    Size(768, 12, 12, 3072),
+    Size(1024, 24, 16, 4096),
+    Size(1280, 32, 16, 5120),
+    Size(1664, 48, 16, 8192),
+)
+_B_TEXT, _L_TEXT, _H_TEXT, _G_TEXT = (
+    Size(512, 12, 8, 2048),
+    Size(768, 12, 12, 3072),
+    Size(1024, 24, 16, 4096),
+    Size(1280, 32, 20, 5120),
+)
+PRESETS: dict[str, Preset] = {
+    "S/16": Preset(16, 384, _S, _S),
+    "B/16": Preset(16, 512, _B, _B_TEXT),
+    "L/16": Preset(16, 768, _L, _L_TEXT),
+    "L/14": Preset(14, 768, _L, _L_TEXT),
+    "H/14": Preset(14, 1024, _H, _H_TEXT),
+    "bigG/14": Preset(14, 1280, _G, _G_TEXT),
+}
