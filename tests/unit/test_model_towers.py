@@ -1,16 +1,14 @@
-"""Our towers compute what open_clip's compute, and cost what the budget says."""
+"""Our towers compute what open_clip's compute."""
 
 from types import SimpleNamespace
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from clipa.errors import TrainError
 from clipa.model.clip import Clip
 from clipa.model.posembed import resize_image, resize_text, sincos2d
 from clipa.model.torchvision_guard import import_torchvision
-from clipa.spec import budget
 from clipa.spec.model import ImageTower, Model, TextTower
 
 import_torchvision()
@@ -116,20 +114,6 @@ def _assert_sensitive(tower, inputs):
             module.eps = 1e-6
     wrong = tower(inputs)
     assert (_unit(right)[0] - _unit(wrong)[0]).abs().max() > 3e-5
-
-
-def test_parameters_are_those_of_the_budget():
-    model = Clip(_model(), 64, 16, "learnable")
-    assert sum(p.numel() for p in model.parameters()) == budget.model_params(_model(), 16, 16)
-
-
-def test_flops_are_those_of_the_budget():
-    model = _model()
-    clip = Clip(model, 64, 16, "learnable").eval()
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        clip(torch.zeros(2, 3, 64, 64), torch.ones(2, 16, dtype=torch.long))
-    expected = 2 * (budget.image_flops(model.image, 16, 512) + budget.text_flops(model.text, 16, 512))
-    assert counter.get_total_flops() == pytest.approx(expected, rel=0.01)
 
 
 def test_sincos_positions_are_those_of_mae():
