@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from clipa.cli import data, inspect, runs, submit
+from clipa.cli import cluster, data, inspect, runs, submit
 from clipa.errors import ClipaError
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ app = typer.Typer(
 app.add_typer(submit.app, name="submit")
 app.add_typer(runs.group, name="runs")
 app.add_typer(data.app, name="data")
+app.add_typer(cluster.app, name="cluster")
 runs.register(app)
 inspect.register(app)
 

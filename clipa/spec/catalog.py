@@ -36,6 +36,11 @@ def clusters() -> dict[str, Path]:
     return {path.stem: path for path in sorted(_shipped("cluster").glob("*.toml"))}
 
 
+def dev_cluster() -> Path:
+    """The folder of the program that brings up a real SLURM on this machine: `python <folder> up`."""
+    return _shipped("cluster") / "dev"
+
+
 def find_recipe(word: str) -> Path:
     """The file of a recipe, by its name or path.
 

@@ -1,0 +1,64 @@
+"""`clipa cluster`: the places where work can run."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="Clusters.", epilog="Example: clipa cluster dev up", no_args_is_help=True, rich_markup_mode=None)
+dev = typer.Typer(
+    help="A real SLURM on this machine, with made-up nodes and GPUs.",
+    epilog="Example: clipa cluster dev up --nodes 4",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(dev, name="dev")
+
+Folder = Annotated[
+    str, typer.Argument(metavar="[DIR]", help="Its folder: state, logs, configuration.", show_default=True)
+]
+HOME = "~/.clipa-slurm-dev"
+
+
+@app.callback()
+def _group() -> None:
+    """Clusters."""
+
+
+@dev.callback()
+def _dev() -> None:
+    """A real SLURM on this machine, with made-up nodes and GPUs."""
+
+
+@dev.command(epilog="Example: clipa cluster dev up --nodes 4 --gpus 8")
+def up(
+    folder: Folder = HOME,
+    nodes: Annotated[int, typer.Option(min=1, max=64, help="Number of slurmd.")] = 2,
+    gpus: Annotated[int, typer.Option(min=0, max=64, help="Made-up GPUs of each node.")] = 8,
+    accounting: Annotated[bool, typer.Option("--accounting", help="With slurmdbd, so that sacct works.")] = False,
+) -> None:
+    """Bring it up (1 s; with accounting 5 s the first time). Needs the packages slurm-wlm and munge, no root."""
+    options = ["--nodes", str(nodes), "--gpus", str(gpus), *(["--accounting"] if accounting else [])]
+    raise typer.Exit(_run("up", folder, options))
+
+
+@dev.command(epilog="Example: clipa cluster dev down")
+def down(folder: Folder = HOME) -> None:
+    """End its jobs and exactly the daemons that `up` started; the folder stays."""
+    raise typer.Exit(_run("down", folder))
+
+
+@dev.command(epilog="Example: clipa cluster dev status")
+def status(folder: Folder = HOME) -> None:
+    """What runs of it. Exit code 1: it is not up."""
+    raise typer.Exit(_run("status", folder))
+
+
+def _run(what: str, folder: str, options: Sequence[str] = ()) -> int:
+    from clipa.spec import catalog
+
+    return subprocess.run([sys.executable, str(catalog.dev_cluster()), what, folder, *options], check=False).returncode
