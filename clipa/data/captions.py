@@ -5,7 +5,7 @@ Most captions name the digit among their first six tokens, so that a text of 8 t
 
 from __future__ import annotations
 
-from clipa.data.order import Draws
+from clipa.reduction.draws import Draws
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 """The names of the classes."""

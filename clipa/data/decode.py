@@ -20,8 +20,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from clipa.data.order import Draws
 from clipa.errors import DataError
+from clipa.reduction.draws import Draws
 from clipa.spec.inputs import ImageInput
 
 Pixels: TypeAlias = NDArray[np.uint8]

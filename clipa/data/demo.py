@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from clipa.data.captions import TEMPLATES, WORDS, caption
-from clipa.data.order import Draws, Purpose, permutation
+from clipa.data.order import permutation
 from clipa.data.wds import shard_bytes
 from clipa.errors import ClipaError, MissingPart
+from clipa.reduction.draws import Draws, Purpose
 from clipa.spec.plan import Record
 from clipa.storage import manifest as manifests
 from clipa.storage.dataset import publish_manifest

@@ -1,4 +1,4 @@
-"""Which sample comes when, and every random number about it. Pure: no files, no clock, no state that matters.
+"""Which sample comes when. Pure: no files, no clock, no state that matters.
 
 The stream of samples is endless and indexed by a global position; step n of a phase with global batch B reads the
 positions n*B to (n+1)*B. Epoch e is the positions e*N to (e+1)*N of N samples, so a batch may span two epochs.
@@ -11,59 +11,21 @@ carried. Permutations sort its raw output: numpy keeps that stable between versi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from enum import IntEnum
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
+from clipa.reduction.draws import Purpose
+
 WINDOW = 65_536
 """Samples that are shuffled together, at least: with 10,000 a shard, seven shards; small data sets entirely."""
-
-_MASK = (1 << 64) - 1
-_GAMMA = 0x9E3779B97F4A7C15
-
-
-class Purpose(IntEnum):
-    """What a random number is for, so that no two uses share one."""
-
-    SHARDS = 1
-    SAMPLES = 2
-    CROP = 3
-    SPLIT = 5
-    CAPTION = 6
 
 
 def permutation(count: int, seed: int, purpose: Purpose, epoch: int = 0, window: int = 0) -> NDArray[np.int64]:
     """A permutation of 0..count-1 that depends on the arguments alone."""
     generator = np.random.Philox(key=[seed, int(purpose)], counter=[0, 0, window, epoch])
     return np.argsort(generator.random_raw(count), kind="stable").astype(np.int64)
-
-
-def _mixed(value: int) -> int:
-    # The finaliser of SplitMix64 (Steele et al., OOPSLA 2014): every input bit reaches every output bit.
-    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
-    return value ^ (value >> 31)
-
-
-class Draws:
-    """Uniform random numbers about one position: SplitMix64 started from (seed, position, purpose)."""
-
-    def __init__(self, seed: int, position: int, purpose: Purpose) -> None:
-        state = 0
-        for word in (seed, position, int(purpose)):
-            state = _mixed((state + word + _GAMMA) & _MASK)
-        self._state = state
-
-    def uniform(self, low: float = 0.0, high: float = 1.0) -> float:
-        """The next number in [low, high)."""
-        self._state = (self._state + _GAMMA) & _MASK
-        return low + (high - low) * ((_mixed(self._state) >> 11) * 2.0**-53)
-
-    def integer(self, count: int) -> int:
-        """The next number in 0..count-1."""
-        return min(int(self.uniform() * count), count - 1)
 
 
 class Order:

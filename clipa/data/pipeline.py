@@ -21,10 +21,11 @@ from torch.utils.data import DataLoader, Dataset
 from clipa.data.decode import Pixels, decode_eval, decode_train
 from clipa.data.faults import Faults, tell_skipped
 from clipa.data.index import Part
-from clipa.data.order import Draws, Order, Purpose
+from clipa.data.order import Order
 from clipa.data.shards import Reader, ShardSet, caption_of, label_of, open_shards
 from clipa.data.tokenizer import tokenizer
 from clipa.errors import ClipaError, ConfigError, DataError
+from clipa.reduction.draws import Draws, Purpose
 from clipa.reduction.image import decoded_size
 from clipa.spec.inputs import ImageInput
 from clipa.spec.job import TrainPhase

@@ -33,17 +33,19 @@ class Clip(nn.Module):
         self.text = TextEncoder(model.text, text_tokens, model.embed_dim)
         self.logit_scale = nn.Parameter(torch.full((1,), INIT_SCALE))
 
-    def encode_image(self, images: torch.Tensor) -> torch.Tensor:
-        """Normalised features [b, embed_dim] of normalised images [b, 3, size, size]."""
-        return functional.normalize(self.image(images).float(), dim=-1)
+    def encode_image(self, images: torch.Tensor, kept: torch.Tensor | None = None) -> torch.Tensor:
+        """Normalised features [b, embed_dim] of normalised images [b, 3, size, size] and their kept patches [b, k]."""
+        return functional.normalize(self.image(images, kept).float(), dim=-1)
 
     def encode_text(self, tokens: torch.Tensor) -> torch.Tensor:
         """Normalised features [b, embed_dim] of token ids [b, text tokens]."""
         return functional.normalize(self.text(tokens).float(), dim=-1)
 
-    def forward(self, images: torch.Tensor, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def forward(
+        self, images: torch.Tensor, tokens: torch.Tensor, kept: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Image features, text features, and the scale (not its logarithm), all in one call for DDP's sake."""
-        return self.encode_image(images), self.encode_text(tokens), self.logit_scale.exp()
+        return self.encode_image(images, kept), self.encode_text(tokens), self.logit_scale.exp()
 
     @torch.no_grad()
     def clamp(self) -> None:

@@ -12,6 +12,7 @@ from torch.nn import functional
 from clipa.errors import MissingPart
 from clipa.model.posembed import resize_image, sincos2d
 from clipa.model.torchvision_guard import import_torchvision
+from clipa.reduction.image import gather_patches
 from clipa.spec.family import VOCABULARY
 from clipa.spec.model import ImageTower, TextTower
 
@@ -71,16 +72,34 @@ class ImageEncoder(nn.Module):
         for table in (self.trunk.cls_token, self.trunk.pos_embed, self.trunk.head.weight):
             nn.init.normal_(table, std=width**-0.5)
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Features that are not yet normalised."""
+    def forward(self, images: torch.Tensor, kept: torch.Tensor | None = None) -> torch.Tensor:
+        """Features that are not yet normalised.
+
+        Args:
+            images: [b, 3, size, size].
+            kept: patches that enter, int64 [b, k], in training only (`clipa.reduction.image`); None: all. Each keeps
+                its own position, and the class token enters always.
+        """
         trunk = self.trunk
-        x = trunk.patch_embed.proj(images).flatten(2).transpose(1, 2)
-        x = torch.cat([trunk.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
-        x = x + resize_image(trunk.pos_embed[0], images.shape[-1] // self.patch)
+        x = torch.cat([trunk.cls_token.expand(images.shape[0], -1, -1), self._patches(images, kept)], dim=1)
+        positions = resize_image(trunk.pos_embed[0], images.shape[-1] // self.patch)
+        if kept is not None:
+            cls = positions[:1].expand(images.shape[0], -1, -1)
+            positions = torch.cat([cls, positions[1:][kept]], dim=1)
+        x = x + positions
         x = trunk.norm(trunk.blocks(trunk.norm_pre(x)))
         pooled = x[:, 0] if trunk.global_pool == "token" else x[:, 1:].mean(dim=1)
         features: torch.Tensor = trunk.head(pooled)
         return features
+
+    def _patches(self, images: torch.Tensor, kept: torch.Tensor | None) -> torch.Tensor:
+        """Embedded patches without positions, [b, k, width]; a patch that is dropped is not projected either."""
+        project = self.trunk.patch_embed.proj
+        if kept is None:
+            embedded: torch.Tensor = project(images).flatten(2).transpose(1, 2)
+            return embedded
+        assert self.training, "evaluation keeps every patch"
+        return functional.linear(gather_patches(images, kept, self.patch), project.weight.flatten(1), project.bias)
 
 
 class _Block(nn.Module):

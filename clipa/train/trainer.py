@@ -17,6 +17,7 @@ from clipa.errors import TrainError
 from clipa.eval.zeroshot import Evaluator, open_pinned
 from clipa.model.clip import Clip
 from clipa.model.loss import contrastive_loss
+from clipa.reduction.image import PatchSelection
 from clipa.registry import events
 from clipa.spec.card import WEIGHTS_NAME, card_of
 from clipa.spec.job import TrainPhase
@@ -38,6 +39,7 @@ class Trainer:
         torch.manual_seed(self.plan.seed)
         card = card_of(self.plan)
         self.model = Clip(self.plan.model, card.image_size, card.text_tokens, card.positions).to(ranks.device)
+        self.selection = PatchSelection(self.phase.image, self.plan.model.image.patch, self.plan.seed, ranks.device)
         self.optimizer = make_optimizer(self.model, self.phase.optim, ranks.device)
         self._stored = (-1, "")  # step and digest of the newest checkpoint that this attempt has written or verified
         self.step = self._start()
@@ -73,8 +75,9 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         images = normalise(batch.images.to(device, non_blocking=True), self.phase.image.mean, self.phase.image.std)
+        kept = self.selection(batch.positions.to(device, non_blocking=True))
         with autocast(self.precision, device):
-            image, text, scale = self.parallel(images, batch.tokens.to(device, non_blocking=True))
+            image, text, scale = self.parallel(images, batch.tokens.to(device, non_blocking=True), kept)
         loss = contrastive_loss(image, text, scale)
         mean = self._require_finite(loss)
         self.optimizer.zero_grad(set_to_none=True)

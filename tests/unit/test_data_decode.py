@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from clipa.data.decode import Box, decode_eval, decode_train, random_box, scaled_cut
-from clipa.data.order import Draws, Purpose
 from clipa.errors import DataError
+from clipa.reduction.draws import Draws, Purpose
 from clipa.spec.inputs import ImageInput
 
 SETTINGS = ImageInput(size=32)

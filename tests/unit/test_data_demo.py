@@ -10,9 +10,9 @@ from PIL import Image
 from clipa.data import demo
 from clipa.data.captions import TEMPLATES, WORDS, caption
 from clipa.data.index import Part
-from clipa.data.order import Draws, Purpose
 from clipa.data.shards import Reader, caption_of, label_of, open_shards
 from clipa.data.tokenizer import tokenizer
+from clipa.reduction.draws import Draws, Purpose
 from clipa.spec.cluster import Dataset
 from clipa.spec.job import EvalSet
 from clipa.storage import manifest as manifests
