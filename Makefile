@@ -1,10 +1,10 @@
 # make demo: see it work.  make test: everything that can be tested on this machine.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format clean train-env test-env
+.PHONY: help demo test test-long check format clean train-env test-env
 BIN := .venv/bin
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
 	@echo
 	@echo "PYTHON=/path/to/python3 chooses the Python, TORCH=cpu|cuda|keep the build of torch: see install.sh"
 
@@ -14,6 +14,9 @@ demo: train-env ## install, make the demo's data, pre-train, fine-tune and evalu
 test: check ## check, then all tests; what is skipped says why (about 10 minutes)
 	@echo "tests:"
 	@$(BIN)/python -m pytest --quiet
+
+test-long: test-env ## the tests that take longest, compilation among them (about 2 minutes)
+	@$(BIN)/python -m pytest --quiet -m long
 
 check: test-env ## format, lint, types, import contracts (half a minute)
 	@began=$$(date +%s); echo "format, lint, types, import contracts:"; \

@@ -92,19 +92,17 @@ def spread(side: int) -> list[tuple[int, int]]:
     Each next place is the one farthest from those before it, on the torus that equal windows side by side make:
     of a 2 x 2 window first a corner, then the opposite one.
     """
-    places = [(row, column) for row in range(side) for column in range(side)]
+    axis = torch.arange(side)
+    around = torch.minimum(axis, side - axis) ** 2
+    number = axis[:, None] * side + axis[None, :]
+    nearest = torch.full((side, side), 2 * side * side)
     chosen: list[tuple[int, int]] = []
-
-    def nearest(place: tuple[int, int]) -> int:
-        return min((_around(place[0] - a, side) ** 2 + _around(place[1] - b, side) ** 2 for a, b in chosen), default=0)
-
-    while len(chosen) < len(places):
-        chosen.append(max((place for place in places if place not in chosen), key=nearest))
+    while len(chosen) < side * side:
+        row, column = divmod(int((nearest * side * side - number).argmax()), side)  # of equals the first
+        chosen.append((row, column))
+        nearest = torch.minimum(nearest, around.roll(row)[:, None] + around.roll(column)[None, :])
+        nearest[row, column] = -1
     return chosen
-
-
-def _around(distance: int, side: int) -> int:
-    return min(distance % side, -distance % side)
 
 
 def gather_patches(images: torch.Tensor, kept: torch.Tensor, patch: int) -> torch.Tensor:

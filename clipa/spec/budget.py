@@ -69,13 +69,13 @@ def _blocks_flops(width: int, layers: int, mlp_ratio: float, tokens: int) -> int
 
 
 def image_flops(tower: ImageTower, patches: int, embed_dim: int, kept: int = 0) -> int:
-    """Forward FLOPs of the image tower for one image of `patches` patches, of which `kept` enter the blocks.
+    """Forward FLOPs of the image tower for one image of `patches` patches, of which `kept` (0: all) enter.
 
-    Every patch is embedded, also one that is dropped after it; the class token passes the blocks whatever pools.
-    `kept` 0: all.
+    A patch that is dropped is not embedded either; the class token passes the blocks whatever pools.
     """
-    patch = 2 * patches * 3 * tower.patch**2 * tower.width
-    blocks = _blocks_flops(tower.width, tower.layers, tower.mlp_ratio, (kept or patches) + 1)
+    entering = kept or patches
+    patch = 2 * entering * 3 * tower.patch**2 * tower.width
+    blocks = _blocks_flops(tower.width, tower.layers, tower.mlp_ratio, entering + 1)
     return patch + blocks + 2 * tower.width * embed_dim
 
 

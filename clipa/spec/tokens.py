@@ -64,8 +64,11 @@ class Window(msgspec.Struct, frozen=True):
 
 
 def window_of(grid: int, tokens: int) -> Window:
-    """The smallest window, of 2 x 2 patches or more, that keeps exactly `tokens` of grid x grid patches."""
-    for side in range(2, grid + 1):
+    """The smallest window that keeps exactly `tokens` of grid x grid patches.
+
+    It has 2 x 2 patches or more, and at most half of the grid's side, so that the pattern repeats.
+    """
+    for side in range(2, max(2, grid // 2) + 1):
         if grid % side == 0 and tokens % (grid // side) ** 2 == 0:
             per_window = tokens // (grid // side) ** 2
             if 1 <= per_window <= side * side:

@@ -9,7 +9,7 @@ from clipa.reduction.draws import Draws, Purpose, TensorDraws
 seeds = st.integers(0, 2**63 - 1)
 positions = st.lists(st.integers(0, 2**50), min_size=1, max_size=5)
 purposes = st.sampled_from(list(Purpose))
-PINNED = [0.1300857085561754, 0.8290829536755427]
+PINNED = [0.1300857085561754, 0.4373184320319292]
 
 
 def test_draws_are_pinned() -> None:
