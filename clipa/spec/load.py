@@ -20,20 +20,23 @@ from clipa.errors import ConfigError, did_you_mean
 from clipa.spec.cluster import Cluster, Project
 from clipa.spec.family import FAMILIES, PRESETS
 from clipa.spec.job import PHASE_KINDS, Eval, Finetune, Pretrain, Recipe
+from clipa.spec.published import About
 
 _T = TypeVar("_T", bound=msgspec.Struct)
 _AT_PATH = re.compile(r" - at `(?:key in )?\$?(?P<path>[^`]*)`$")
 _UNKNOWN = re.compile(r"^Object contains unknown field `(?P<key>[^`]*)`")
 _MISSING = re.compile(r"^Object missing required field `(?P<key>[^`]*)`")
+_ABOUT = tuple(field.name for field in msgspec.structs.fields(About))
 _PHASE_TYPES: dict[str, type[msgspec.Struct]] = {"pretrain": Pretrain, "finetune": Finetune, "eval": Eval}
 
 
 class LoadedRecipe(NamedTuple):
-    """A recipe, the file it came from, and the SHA-256 of what it says after overrides."""
+    """A recipe, the file it came from, the SHA-256 of what it says after overrides, and what is known about it."""
 
     recipe: Recipe
     path: Path
     digest: str
+    about: About = About()
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
@@ -45,12 +48,25 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
     table = _read_toml(path, "recipe")
     for override in overrides:
         _apply(table, override, where=str(path))
+    about = _convert({key: table.pop(key) for key in _ABOUT if key in table}, About, where=str(path))
     _default_kinds(table, where=str(path))
     _apply_preset(table, where=str(path))
     _apply_family(table)
     table.setdefault("name", path.stem)
     recipe = _convert(table, Recipe, where=str(path)).settled()
-    return LoadedRecipe(recipe, path, hashlib.sha256(msgspec.json.encode(recipe)).hexdigest())
+    _check_published(about, recipe, where=str(path))
+    return LoadedRecipe(recipe, path, hashlib.sha256(msgspec.json.encode(recipe)).hexdigest(), about)
+
+
+def _check_published(about: About, recipe: Recipe, where: str) -> None:
+    for number, published in enumerate(about.published):
+        if published.after and published.after not in recipe.phases:
+            raise ConfigError(
+                f"no phase {published.after!r} in this recipe",
+                where=f"{where}: published[{number}].after",
+                allowed=", ".join(recipe.phases),
+                hint=did_you_mean(published.after, recipe.phases),
+            )
 
 
 def load_cluster(path: Path) -> Cluster:

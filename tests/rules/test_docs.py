@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from clipa.spec import cluster, inputs, job, model
+from clipa.spec import cluster, inputs, job, model, published
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "recipes.md").read_text()
 STRUCTS = (
@@ -24,6 +24,9 @@ STRUCTS = (
     job.Evaluate,
     job.Eval,
     job.EvalSet,
+    published.About,
+    published.Published,
+    published.DatasetFacts,
     cluster.Cluster,
     cluster.Dataset,
     cluster.Project,

@@ -39,6 +39,8 @@ def toml(value: object) -> str:
     """A value as TOML, tables inline."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{json.dumps(key)} = {toml(part)}" for key, part in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(toml(part) for part in value) + "]"
     return json.dumps(value)
 
 
@@ -65,6 +67,13 @@ def test_a_good_recipe(tmp_path: Path) -> None:
     assert loaded.recipe.phases["pretrain"].batch == 20
 
 
+def test_what_is_known_about_a_recipe_is_no_part_of_it(tmp_path: Path) -> None:
+    bare = load_recipe(write(tmp_path, BASE))
+    known = load_recipe(write(tmp_path, changed("published", [{"source": "x", "top1": 50.0, "after": "pretrain"}])))
+    assert known.digest == bare.digest
+    assert known.about.published[0].top1 == 50.0
+
+
 @pytest.mark.parametrize(
     ("path", "value", "said"),
     [
@@ -77,6 +86,9 @@ def test_a_good_recipe(tmp_path: Path) -> None:
         ("phases.pretrain.optim.warmup_samples", 2000, "exceeds samples"),
         ("phases.pretrain.optim.lr", 0.0, "lr must be"),
         ("phases.pretrian", {"data": "d"}, 'did you mean "pretrain"'),
+        ("published", [{"source": "x", "top1": 1.0, "after": "pretrian"}], 'did you mean "pretrain"'),
+        ("published", [{"source": "x"}], "must say why in note"),
+        ("datasets", {"d": {"samples": 0, "bytes_per_sample": 1, "source": "x"}}, "must be >= 1"),
         ("phases.eval.sets", ["nosuch"], "is not in [evals] (held-out)"),
         ("evals.held-out.dta", "x", 'did you mean "data"'),
         ("evals.held-out.templates", ["no place"], "exactly once"),
