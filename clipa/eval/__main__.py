@@ -21,7 +21,7 @@ def evaluate(session: Session, ranks: Ranks) -> int:
     assert plan.init is not None
     found = resolve(plan, plan.init)
     card = found.card
-    model = Clip(card.model, card.image_size, card.text_tokens, card.positions).to(ranks.device)
+    model = Clip(card.model, card.image_size, card.text_tokens, card.positions, card.loss).to(ranks.device)
     model.load(read_tensors(found.path / WEIGHTS_NAME))
     precision = precision_of(plan.settings.precision, ranks.device)
     if log:

@@ -24,7 +24,10 @@ COMPLETE_NAME = "COMPLETE"
 
 
 class Card(Record, frozen=True, kw_only=True):
-    """Model and inputs that the weights were trained with. `image_size` in pixels, `text_tokens` with start and end."""
+    """Model and inputs that the weights were trained with. `image_size` in pixels, `text_tokens` with start and end.
+
+    `loss` says how logits are made: the weights of `sigmoid` hold a bias beside the scale.
+    """
 
     model: Model
     image_size: int
@@ -32,6 +35,7 @@ class Card(Record, frozen=True, kw_only=True):
     positions: Literal["sincos2d", "learnable"]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    loss: Literal["softmax", "sigmoid"] = "softmax"
     run: str = ""
     step: int = 0
     schema: int = SCHEMA
@@ -58,6 +62,7 @@ def card_of(plan: Plan, step: int = 0) -> Card:
         positions=settings.positions,
         mean=settings.image.mean,
         std=settings.image.std,
+        loss=settings.loss,
         run=plan.run,
         step=step,
     )

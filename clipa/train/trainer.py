@@ -16,7 +16,7 @@ from clipa.data.pipeline import Batch, normalise, train_batches
 from clipa.errors import TrainError
 from clipa.eval.zeroshot import Evaluator, open_pinned
 from clipa.model.clip import Clip
-from clipa.model.loss import contrastive_loss
+from clipa.model.loss import LOSSES, ClipOutput
 from clipa.reduction.image import PatchSelection
 from clipa.registry import events
 from clipa.spec.card import WEIGHTS_NAME, card_of
@@ -24,6 +24,7 @@ from clipa.spec.job import TrainPhase
 from clipa.train import checkpoint
 from clipa.train.metrics import Meter, StepOutcome
 from clipa.train.optim import lr_at, make_optimizer
+from clipa.train.passes import backward
 
 
 class Trainer:
@@ -38,8 +39,10 @@ class Trainer:
         self.precision = precision_of(self.phase.precision, ranks.device)
         torch.manual_seed(self.plan.seed)
         card = card_of(self.plan)
-        self.model = Clip(self.plan.model, card.image_size, card.text_tokens, card.positions).to(ranks.device)
+        model = Clip(self.plan.model, card.image_size, card.text_tokens, card.positions, card.loss)
+        self.model = model.to(ranks.device)
         self.selection = PatchSelection(self.phase.image, self.plan.model.image.patch, self.plan.seed, ranks.device)
+        self.loss = LOSSES[self.phase.loss]
         self.optimizer = make_optimizer(self.model, self.phase.optim, ranks.device)
         self._stored = (-1, "")  # step and digest of the newest checkpoint that this attempt has written or verified
         self.step = self._start()
@@ -70,26 +73,34 @@ class Trainer:
 
     def _learn(self, batch: Batch) -> StepOutcome:
         """One optimizer step: forward, loss, backward, step."""
-        device = self.ranks.device
         lr = lr_at(self.step, self.plan.steps, self.plan.warmup_steps, self.phase.optim.lr)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        images = normalise(batch.images.to(device, non_blocking=True), self.phase.image.mean, self.phase.image.std)
-        kept = self.selection(batch.positions.to(device, non_blocking=True))
-        with autocast(self.precision, device):
-            image, text, scale = self.parallel(images, batch.tokens.to(device, non_blocking=True), kept)
-        loss = contrastive_loss(image, text, scale)
-        mean = self._require_finite(loss)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss = backward(self._forward, self.parallel, self._on_device(batch), self.loss, self.phase.micro_batch)
+        mean = self._require_finite(loss)
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
         self.optimizer.step()
         self.model.clamp()
         return StepOutcome(mean, norm, lr, self.model.logit_scale.detach().exp())
 
+    def _forward(self, batch: Batch) -> ClipOutput:
+        """Samples through the towers. Every random choice about one is a function of its position, so it can repeat."""
+        images = normalise(batch.images, self.phase.image.mean, self.phase.image.std)
+        kept = self.selection(batch.positions)
+        with autocast(self.precision, self.ranks.device):
+            output: ClipOutput = self.parallel(images, batch.tokens, kept)
+        return output
+
+    def _on_device(self, batch: Batch) -> Batch:
+        images, tokens, positions = (
+            t.to(self.ranks.device, non_blocking=True) for t in (batch.images, batch.tokens, batch.positions)
+        )
+        return batch._replace(images=images, tokens=tokens, positions=positions)
+
     def _require_finite(self, loss: torch.Tensor) -> float:
-        """The loss of the global batch, checked before it can touch the weights; the same answer on every rank."""
-        mean = float(self.ranks.total(loss.detach().clone())) / self.ranks.world
+        """The loss of the global batch, checked before the optimizer steps; the same answer on every rank."""
+        mean = float(self.ranks.total(loss.clone())) / self.ranks.world
         if not math.isfinite(mean):
             raise TrainError(
                 f"the loss is {mean} at step {self.step + 1}",
