@@ -40,6 +40,19 @@ class Ranks(NamedTuple):
             dist.all_reduce(values)
         return values
 
+    def gather(self, rows: torch.Tensor) -> torch.Tensor:
+        """The rows [n, ...] of all ranks in the order of the ranks, on every rank; n may differ, and be 0."""
+        if self.world == 1:
+            return rows
+        counts = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.world)]
+        dist.all_gather(counts, torch.tensor([len(rows)], device=self.device))
+        longest = max(int(count) for count in counts)
+        padded = rows.new_zeros((longest, *rows.shape[1:]))
+        padded[: len(rows)] = rows
+        parts = [torch.empty_like(padded) for _ in range(self.world)]
+        dist.all_gather(parts, padded.contiguous())
+        return torch.cat([part[: int(count)] for part, count in zip(parts, counts, strict=True)])
+
     def barrier(self) -> None:
         """Wait for all ranks."""
         if self.world > 1:

@@ -166,7 +166,7 @@ def show_(runs: SomeRuns, json: Json = False) -> None:
         print(f"  state {s.state.value}, attempt {s.attempt}, {s.step}/{s.steps} steps, {s.samples:,} samples")
         print(f"  {facts.params:,} parameters on {facts.device}" if facts.params else "  no trainer has begun yet")
         for x in s.scores:
-            print(f"  {x.set} at {x.size} px, step {x.step}: top-1 {x.top1:.2f} %, top-5 {x.top5:.2f} % of {x.samples}")
+            print(f"  {x.set} at {x.size} px, step {x.step}: {show.metrics(x)} of {x.samples}")
         code = facts.plan.code
         print(f"  clipa {code.version} {code.revision[:12]}{' (dirty)' if code.dirty else ''}")
         print(f"  {s.root}/{s.run}")

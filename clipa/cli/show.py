@@ -10,6 +10,8 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from clipa.spec.evalset import label
+
 if TYPE_CHECKING:
     from clipa.launch.prepare import Prepared
     from clipa.launch.request import Submission
@@ -92,7 +94,13 @@ def score(s: RunStatus) -> str:
     if not s.scores:
         return "-"
     last = s.scores[-1]
-    return f"{last.set} {last.top1:.1f}% @{last.size}"
+    return f"{last.set} {label(last.metric)} {last.value:.1f}% @{last.size}"
+
+
+def metrics(x: Score) -> str:
+    """All metrics of a result, the one that stands for the set first."""
+    names = [x.metric, *(name for name in x.metrics if name != x.metric)]
+    return ", ".join(f"{label(name)} {x.metrics[name]:.2f} %" for name in names if name in x.metrics)
 
 
 def span(seconds: float | None) -> str:
@@ -158,10 +166,13 @@ def submitted(submission: Submission, as_json: bool) -> None:
 def results(found: Sequence[RunStatus]) -> None:
     """What a group of runs came to: phase, tokens, samples, speed, scores, and where everything lies."""
     table = Table(title="results", title_style="bold", header_style="bold")
-    for title in ("phase", "image tokens", "text tokens", "samples", "images/s", "zero-shot top-1"):
-        table.add_column(title, justify="left" if title in ("phase", "zero-shot top-1") else "right")
+    for title in ("phase", "image tokens", "text tokens", "samples", "images/s", "zero-shot"):
+        table.add_column(title, justify="left" if title in ("phase", "zero-shot") else "right")
     for s in found:
-        scores = "\n".join(f"{x.top1:5.1f} %  {x.set}, {x.samples} images at {x.size} px" for x in _last_scores(s))
+        scores = "\n".join(
+            f"{x.value:5.1f} %  {label(x.metric)} of {x.set}, {x.samples} images at {x.size} px"
+            for x in _last_scores(s)
+        )
         table.add_row(
             s.phase,
             str(s.image_tokens or "-"),

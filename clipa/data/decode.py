@@ -22,7 +22,9 @@ from PIL import Image
 
 from clipa.errors import DataError
 from clipa.reduction.draws import Draws
+from clipa.spec.family import Interpolation
 from clipa.spec.inputs import ImageInput
+from clipa.spec.job import Resize
 
 Pixels: TypeAlias = NDArray[np.uint8]
 
@@ -33,6 +35,7 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
 """What Pillow may try: a member called .jpg is often something else, and rare formats are attack surface."""
 
 _TRIES = 10
+_PILLOW = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
 @dataclass(frozen=True)
@@ -110,31 +113,37 @@ def decode_train(data: bytes, image: ImageInput, size: int, draws: Draws, where:
     return _resized(part, size, size)
 
 
-def decode_eval(data: bytes, size: int, where: str) -> Pixels:
-    """Shorter side resized to `size`, then the centre: uint8 [size, size, 3].
+def decode_eval(
+    data: bytes, size: int, where: str, resize: Resize = "shorter", interpolation: Interpolation = "bicubic"
+) -> Pixels:
+    """A whole image as a square, uint8 [size, size, 3]: the very pixels of open_clip's and CLIP_benchmark's transforms.
 
-    A DCT scale is used only where it divides both sides, so that the centre stays where it is.
+    `shorter`: the shorter side resized to `size`, then the centre; `squash`: both sides resized. Decoded in full and
+    resized by Pillow: torch's quicker resize differs by one level in some pixels, and a score must be anybody's score.
 
     Raises:
         DataError: broken, truncated, too large or unknown image; `where` names the sample.
     """
-
-    def cut_of(height: int, width: int) -> Cut:
-        short = min(height, width)
-        fits = (d for d in (8, 4, 2) if height % d == 0 and width % d == 0 and short // d >= size)
-        return Cut(Box(0, 0, height, width), next(fits, 1))
-
-    pixels, _ = _decode(data, cut_of, where)
+    pixels, _ = _decode(data, lambda height, width: Cut(Box(0, 0, height, width), 1), where)
     height, width = pixels.shape[:2]
     short = min(height, width)
     new_height, new_width = size * height // short, size * width // short
+    if resize == "squash":
+        return _resized_by_pillow(pixels, size, size, interpolation)
     if max(new_height, new_width) > 16 * size:
         # A strip: cut the middle out first, or the resized whole would be huge.
         top, left = (height - short) // 2, (width - short) // 2
-        return _resized(pixels[top : top + short, left : left + short], size, size)
-    resized = _resized(pixels, new_height, new_width)
+        return _resized_by_pillow(pixels[top : top + short, left : left + short], size, size, interpolation)
+    resized = _resized_by_pillow(pixels, new_height, new_width, interpolation)
     top, left = round((new_height - size) / 2.0), round((new_width - size) / 2.0)
     return np.ascontiguousarray(resized[top : top + size, left : left + size])
+
+
+def _resized_by_pillow(pixels: Pixels, height: int, width: int, interpolation: Interpolation) -> Pixels:
+    if pixels.shape[:2] == (height, width):
+        return np.ascontiguousarray(pixels)
+    picture = Image.fromarray(np.ascontiguousarray(pixels))
+    return np.array(picture.resize((width, height), _PILLOW[interpolation]))
 
 
 def _decode(data: bytes, cut_of: Callable[[int, int], Cut], where: str) -> tuple[Pixels, Box]:

@@ -1,22 +1,16 @@
-"""Captions to token ids: the one door to open_clip, of which only the tokenizer's file is loaded.
-
-`import open_clip` pulls in torchvision, which fails where torchvision's build does not match torch's (CUDA build
-with a CPU torch), and it takes seconds. The tokenizer's file needs only ftfy, regex, numpy and torch.
-"""
+"""Captions to token ids, by the tokenizer's file of open_clip."""
 
 from __future__ import annotations
 
 import heapq
-import importlib.util
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from pathlib import Path
-from types import ModuleType
 from typing import Protocol
 
 import torch
 
-from clipa.errors import ConfigError, MissingPart, did_you_mean
+from clipa.data.open_clip_file import open_clip_file
+from clipa.errors import ConfigError, did_you_mean
 from clipa.reduction.text import truncate
 
 _CACHED_WORDS = 200_000
@@ -38,25 +32,11 @@ class _OpenClip(Protocol):
     eot_token_id: int
 
 
-def _load_module() -> ModuleType:
-    package = importlib.util.find_spec("open_clip")
-    folders = list(package.submodule_search_locations or []) if package else []
-    if not folders:
-        raise MissingPart("open_clip is not installed here", hint="pip install 'clipa[train]'")
-    path = Path(folders[0]) / "tokenizer.py"
-    spec = importlib.util.spec_from_file_location("clipa_open_clip_tokenizer", path)
-    if spec is None or spec.loader is None or not path.is_file():
-        raise MissingPart("this open_clip has no tokenizer.py", where=str(path), hint="pip install 'clipa[train]'")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 class Tokenizer:
     """CLIP's byte-pair encoding: the ids of open_clip's SimpleTokenizer, with a bounded memory of words."""
 
     def __init__(self) -> None:
-        source = _load_module().SimpleTokenizer()
+        source = open_clip_file("tokenizer.py").SimpleTokenizer()
         self._source: _OpenClip = source
         self._clean: Callable[[str], str] = source.clean_fn
         self._merge: Callable[[str], str] = source.bpe

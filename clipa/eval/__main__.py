@@ -7,7 +7,7 @@ import sys
 from clipa.attempt.devices import Ranks, joined, precision_of
 from clipa.attempt.process import Session, run_process
 from clipa.attempt.weights import read_tensors, resolve
-from clipa.eval.zeroshot import Evaluator
+from clipa.eval.evaluator import Evaluator
 from clipa.model.clip import Clip
 from clipa.registry import events
 from clipa.spec.card import WEIGHTS_NAME
@@ -37,7 +37,8 @@ def evaluate(session: Session, ranks: Ranks) -> int:
         )
     evaluator = Evaluator(session.run, plan, session.attempt, ranks, precision)
     sizes = plan.settings.sizes or (card.image_size,)
-    evaluator.score(model, card, found.digest, plan.settings.sets, sizes, plan.settings.batch, log)
+    settings = plan.settings
+    evaluator.score(model, card, found.digest, settings.sets, sizes, settings.batch, log, settings.resize)
     return 0
 
 

@@ -14,14 +14,16 @@ from typing import NamedTuple
 import clipa
 from clipa.errors import ConfigError, MissingPart, StorageError, did_you_mean
 from clipa.launch import devices, weights
+from clipa.launch.evaluation import pin_set
 from clipa.registry import provenance
 from clipa.spec import budget, catalog
 from clipa.spec.cluster import Cluster, Dataset
-from clipa.spec.job import Eval, EvalSet, Phase, Recipe, TrainPhase
+from clipa.spec.evalset import EvalSet
+from clipa.spec.job import Eval, Phase, Recipe, TrainPhase
 from clipa.spec.load import LoadedRecipe
 from clipa.spec.plan import Data, EvalData, Limits, Plan, Weights, World
 from clipa.storage import manifest as manifests
-from clipa.storage.dataset import index, side_file
+from clipa.storage.dataset import index
 from clipa.storage.manifest import Manifest
 
 
@@ -176,6 +178,7 @@ class _Shelf:
         self.cluster = request.cluster.name
         self.manifests: dict[str, Manifest] = {}
         self._pinned: dict[str, Data] = {}
+        self._sets: dict[str, EvalData] = {}
 
     def pin(self, word: str, where: str) -> Data:
         """The dataset of this name or URL, pinned by the digest of its manifest."""
@@ -195,25 +198,11 @@ class _Shelf:
 
     def eval_data(self, name: str, eval_set: EvalSet) -> EvalData:
         """An evaluation set with its class names and templates, from the recipe or from beside its shards."""
-        data = self.pin(eval_set.data, f"evals.{name}")
-        classes = eval_set.classes or self._lines(data, manifests.CLASSNAMES)
-        templates = eval_set.templates or self._lines(data, manifests.TEMPLATES)
-        for what, found, file in (
-            ("classes", classes, manifests.CLASSNAMES),
-            ("templates", templates, manifests.TEMPLATES),
-        ):
-            if not found:
-                raise ConfigError(
-                    f"the evaluation set has no {what}",
-                    where=f"evals.{name}",
-                    hint=f"give {what} = [...] in the recipe, or put {file} beside the shards",
-                )
-        return EvalData(data=data, classes=classes, templates=templates)
-
-    @staticmethod
-    def _lines(data: Data, file: str) -> tuple[str, ...]:
-        text = side_file(data.source, file) or ""
-        return tuple(line.strip() for line in text.splitlines() if line.strip())
+        if name not in self._sets:
+            pinned = pin_set(name, eval_set, self._resolve(eval_set.data, f"evals.{name}"))
+            self.manifests[pinned.manifest.digest] = pinned.manifest
+            self._sets[name] = pinned.data
+        return self._sets[name]
 
     def _resolve(self, word: str, where: str) -> Dataset:
         if word in self.bound:

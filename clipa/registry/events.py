@@ -118,15 +118,23 @@ class Saved(Event, frozen=True, kw_only=True, tag="saved"):
 
 
 class Scored(Event, frozen=True, kw_only=True, tag="scored"):
-    """An evaluation result: zero-shot top-1 and top-5 in percent of `samples` images of `size` pixels."""
+    """An evaluation result on `samples` images of `size` pixels, in percent.
+
+    `metric` names the one of `metrics` that stands for the set, `value` is its value. An older clipa wrote `top1` and
+    `top5` instead.
+    """
 
     step: int
     set: str
     size: int
     samples: int
-    top1: float
-    top5: float
     seconds: float
+    task: str = "classification"
+    metric: str = ""
+    value: float = 0.0
+    metrics: dict[str, float] = {}
+    top1: float | None = None
+    top5: float | None = None
 
 
 class TrainerEnded(Event, frozen=True, kw_only=True, tag="trainer-ended"):

@@ -171,7 +171,17 @@ def _history(everything: Iterable[AnyEvent]) -> tuple[Point, ...]:
 def _scores(everything: Iterable[AnyEvent]) -> tuple[Score, ...]:
     found: dict[tuple[str, int, int], Score] = {}
     for e in _of(everything, events.Scored):
+        metric, value, metrics = e.metric, e.value, e.metrics
+        if not metric and e.top1 is not None:  # written by clipa 0.1.0
+            metric, value, metrics = "top1", e.top1, {"top1": e.top1, "top5": e.top5 or 0.0}
         found[(e.set, e.size, e.step)] = Score(
-            set=e.set, size=e.size, step=e.step, samples=e.samples, top1=e.top1, top5=e.top5
+            set=e.set,
+            size=e.size,
+            step=e.step,
+            samples=e.samples,
+            metric=metric,
+            value=value,
+            metrics=metrics,
+            task=e.task,
         )
     return tuple(found.values())

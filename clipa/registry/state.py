@@ -55,14 +55,16 @@ class State(enum.StrEnum):
 
 
 class Score(Record, frozen=True, kw_only=True):
-    """One evaluation result; `top1` and `top5` in percent."""
+    """One evaluation result in percent: the metric that stands for the set, and all of them."""
 
     set: str
     size: int
     step: int
     samples: int
-    top1: float
-    top5: float
+    metric: str
+    value: float
+    metrics: dict[str, float]
+    task: str = "classification"
 
 
 class Point(Record, frozen=True, kw_only=True):

@@ -11,6 +11,7 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from clipa.spec.base import Struct, require, require_name
+from clipa.spec.evalset import EvalSet
 from clipa.spec.inputs import ImageInput, TextInput
 from clipa.spec.model import Model
 from clipa.spec.tokens import settled
@@ -138,28 +139,6 @@ class Eval(Struct, frozen=True, kw_only=True, tag_field="kind", tag="eval"):
 
 Phase: TypeAlias = Pretrain | Finetune | Eval
 PHASE_KINDS = ("pretrain", "finetune", "eval")
-
-
-class EvalSet(Struct, frozen=True, kw_only=True):
-    """Zero-shot classification of labelled shards (`jpg` + `cls`).
-
-    `classes` and `templates` may be left out where `classnames.txt` and `zeroshot_classification_templates.txt`
-    lie beside the shards (the `wds_*` layout of CLIP_benchmark). A template holds `{}` or `{c}` once.
-    """
-
-    data: str
-    classes: tuple[str, ...] = ()
-    templates: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        require(bool(self.data), "data must name a dataset or a URL")
-        require(len(self.classes) != 1, "classes needs at least two names")
-        require(len(set(self.classes)) == len(self.classes), "classes has the same name twice")
-        for template in self.templates:
-            require(
-                template.count("{}") + template.count("{c}") == 1,
-                f"template {template!r} must hold {{}} or {{c}} exactly once",
-            )
 
 
 class Recipe(Struct, frozen=True, kw_only=True):

@@ -10,6 +10,7 @@ from typing import Literal
 import msgspec
 
 from clipa.spec.cluster import Dataset
+from clipa.spec.evalset import Names, Task
 from clipa.spec.job import Phase
 from clipa.spec.model import Model
 
@@ -21,7 +22,10 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Data(Record, frozen=True, kw_only=True):
-    """A dataset as pinned by a plan: where it is, and the digest of its manifest (see clipa.storage.manifest)."""
+    """A dataset as pinned by a plan: where it is, and the digest of its manifest (see clipa.storage.manifest).
+
+    `layout`: `shards` are staged; `folder`: class folders on this machine's disks, read where they are.
+    """
 
     name: str
     source: Dataset
@@ -29,14 +33,23 @@ class Data(Record, frozen=True, kw_only=True):
     shards: int
     bytes: int
     samples: int | None = None
+    layout: Literal["shards", "folder"] = "shards"
 
 
 class EvalData(Record, frozen=True, kw_only=True):
-    """An evaluation set as pinned by a plan, with its class names and prompt templates."""
+    """An evaluation set as pinned by a plan; the other fields are those of `clipa.spec.evalset.EvalSet`, settled.
+
+    `classes` and `templates` are empty where `names` stands for them.
+    """
 
     data: Data
     classes: tuple[str, ...]
     templates: tuple[str, ...]
+    task: Task = "classification"
+    metric: str = ""
+    names: Names = ""
+    folders: tuple[str, ...] = ()
+    canonical: bool = False
 
 
 class Weights(Record, frozen=True, kw_only=True):

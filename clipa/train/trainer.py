@@ -12,9 +12,10 @@ from torch.nn.parallel import DistributedDataParallel
 from clipa.attempt.devices import Ranks, autocast, precision_of
 from clipa.attempt.process import RESUMABLE, Session
 from clipa.attempt.weights import Found, read_tensors, resolve
+from clipa.data.pinned import open_pinned
 from clipa.data.pipeline import Batch, normalise, train_batches
 from clipa.errors import TrainError
-from clipa.eval.zeroshot import Evaluator, open_pinned
+from clipa.eval.evaluator import Evaluator
 from clipa.model.clip import Clip
 from clipa.model.loss import LOSSES, ClipOutput
 from clipa.reduction.image import PatchSelection
@@ -202,5 +203,7 @@ class Trainer:
             card = card_of(self.plan, self.step)
             sizes = evaluate.sizes or (card.image_size,)
             digest = self._stored[1] if self._stored[0] == self.step else ""  # between checkpoints weights have none
-            self.evaluator.score(self.model, card, digest, evaluate.sets, sizes, evaluate.batch, self.session.log)
+            self.evaluator.score(
+                self.model, card, digest, evaluate.sets, sizes, evaluate.batch, self.session.log, evaluate.resize
+            )
             self.meter.restart_clock()

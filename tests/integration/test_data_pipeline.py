@@ -12,7 +12,8 @@ import torch
 from clipa.data import demo
 from clipa.data.faults import STRETCH
 from clipa.data.index import Part
-from clipa.data.pipeline import Batch, ShardSet, _TrainShare, eval_batches, normalise, open_shards, train_batches
+from clipa.data.pipeline import Batch, ShardSet, _TrainShare, normalise, open_shards, train_batches
+from clipa.data.scored import ScoredBatch, ShardLabels, View, scored_batches
 from clipa.data.shards import Reader
 from clipa.data.wds import shard_bytes
 from clipa.errors import ConfigError, DataError
@@ -109,24 +110,32 @@ def test_loading_leaves_the_trainers_random_numbers_alone(bucket: Path) -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def scored(
+    shards: ShardSet, size: int, batch: int, rank: int = 0, world: int = 1, workers: int = 0
+) -> list[ScoredBatch[int]]:
+    view = View(size=size, resize="shorter", interpolation="bicubic", mean=(0.5,) * 3, std=(0.5,) * 3)
+    source = ShardLabels(shards, 10)
+    return list(scored_batches(source, view, batch=batch, rank=rank, world=world, workers=workers))
+
+
 @pytest.mark.parametrize(("world", "workers"), [(1, 0), (1, 2), (3, 0), (7, 0)])
 def test_evaluation_sees_every_sample_once(bucket: Path, world: int, workers: int) -> None:
     shards = opened(bucket, "val")
     parts = [
         batch
         for rank in range(world)
-        for batch in eval_batches(shards, size=32, batch=16, rank=rank, world=world, workers=workers)
+        for batch in scored(shards, size=32, batch=16, rank=rank, world=world, workers=workers)
     ]
-    whole = list(eval_batches(shards, size=32, batch=200, rank=0, world=1, workers=0))
+    whole = scored(shards, size=32, batch=200)
     assert len(whole) == 1
-    assert torch.equal(torch.cat([p.labels for p in parts]), whole[0].labels)
+    assert [label for p in parts for label in p.truths] == list(whole[0].truths)
     assert torch.equal(torch.cat([p.images for p in parts]), whole[0].images)
-    assert max(len(p.labels) for p in parts) <= 16
+    assert max(len(p.truths) for p in parts) <= 16
 
 
 def test_a_rank_may_get_no_sample(tmp_path: Path, bucket: Path) -> None:
     shards = written(tmp_path, [("a", {"jpg": picture(bucket), "cls": b"3"})])
-    found = [list(eval_batches(shards, size=16, batch=8, rank=r, world=4, workers=1)) for r in range(4)]
+    found = [scored(shards, size=16, batch=8, rank=r, world=4, workers=1) for r in range(4)]
     assert sorted(len(batches) for batches in found) == [0, 0, 0, 1]
 
 
@@ -206,7 +215,7 @@ def test_data_that_is_all_bad_is_an_error_with_examples(tmp_path: Path, workers:
 def test_a_broken_image_in_an_evaluation_is_an_error(tmp_path: Path, bucket: Path) -> None:
     shards = written(tmp_path, [("ok", {"jpg": picture(bucket), "cls": b"1"}), ("bad", {"jpg": b"x", "cls": b"1"})])
     with pytest.raises(DataError) as caught:
-        list(eval_batches(shards, size=16, batch=2, rank=0, world=1, workers=1))
+        scored(shards, size=16, batch=2, workers=1)
     assert caught.value.where.endswith("0.tar: bad")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from clipa.spec import cluster, inputs, job, model, published
+from clipa.spec import cluster, evalset, inputs, job, model, published
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "recipes.md").read_text()
 STRUCTS = (
@@ -23,7 +23,7 @@ STRUCTS = (
     job.Checkpoints,
     job.Evaluate,
     job.Eval,
-    job.EvalSet,
+    evalset.EvalSet,
     published.About,
     published.Published,
     published.DatasetFacts,

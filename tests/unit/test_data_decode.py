@@ -66,14 +66,19 @@ def test_train_pixels_are_those_of_pillow(size: int, shape: tuple[int, int]) -> 
 
 @pytest.mark.parametrize("size", [16, 64, 224])
 @pytest.mark.parametrize("shape", [(512, 384), (375, 500), (64, 64), (30, 200)])
-def test_eval_pixels_are_those_of_pillow(size: int, shape: tuple[int, int]) -> None:
-    data = encoded(scene(*shape), quality=95)
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_eval_pixels_are_those_of_pillow(size: int, shape: tuple[int, int], interpolation: str, kind: str) -> None:
+    data = encoded(scene(*shape), kind, quality=95)
+    how = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}[interpolation]
     picture = Image.open(io.BytesIO(data)).convert("RGB")
     short = min(picture.size)
     width, height = size * picture.width // short, size * picture.height // short
     left, top = round((width - size) / 2), round((height - size) / 2)
-    expected = picture.resize((width, height), Image.Resampling.BICUBIC).crop((left, top, left + size, top + size))
-    assert psnr(decode_eval(data, size, "key"), np.asarray(expected)) > FLOOR
+    expected = picture.resize((width, height), how).crop((left, top, left + size, top + size))
+    assert np.array_equal(decode_eval(data, size, "key", interpolation=interpolation), np.asarray(expected))  # type: ignore[arg-type]
+    squashed = decode_eval(data, size, "key", "squash", interpolation)  # type: ignore[arg-type]
+    assert np.array_equal(squashed, np.asarray(picture.resize((size, size), how)))
 
 
 @given(

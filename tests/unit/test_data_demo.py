@@ -14,7 +14,7 @@ from clipa.data.shards import Reader, caption_of, label_of, open_shards
 from clipa.data.tokenizer import tokenizer
 from clipa.reduction.draws import Draws, Purpose
 from clipa.spec.cluster import Dataset
-from clipa.spec.job import EvalSet
+from clipa.spec.evalset import EvalSet
 from clipa.storage import manifest as manifests
 from clipa.storage.dataset import index
 

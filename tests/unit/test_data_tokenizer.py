@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipa.data import tokenizer as door
+from clipa.data.open_clip_file import open_clip_file
 from clipa.data.tokenizer import Tokenizer, merged, tokenizer
 from clipa.errors import ConfigError
 from clipa.spec.family import VOCABULARY
@@ -31,7 +31,7 @@ ODD = [
 ]
 
 
-_SOURCE = door._load_module().SimpleTokenizer()
+_SOURCE = open_clip_file("tokenizer.py").SimpleTokenizer()
 
 
 def captions() -> list[str]:
@@ -76,7 +76,7 @@ def test_plain_ascii_is_cleaned_as_open_clip_does(text: str) -> None:
 def test_a_full_memory_changes_no_id(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = captions()[:300]
     expected = tokenizer("clip-bpe").encode(texts, 32)
-    monkeypatch.setattr(door, "_CACHED_WORDS", 50)
+    monkeypatch.setattr("clipa.data.tokenizer._CACHED_WORDS", 50)
     small = Tokenizer()
     assert torch.equal(small.encode(texts, 32), expected)
     assert len(small._known) <= 50

@@ -1,0 +1,82 @@
+"""One evaluation as its parts see it: what is scored, with what, and what comes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from clipa.attempt.devices import Ranks, autocast
+from clipa.data.pinned import open_pinned, pinned_manifest
+from clipa.data.pipeline import normalise
+from clipa.data.scored import View
+from clipa.data.shards import ShardSet
+from clipa.data.tokenizer import tokenizer
+from clipa.model.clip import Clip
+from clipa.registry.run_dir import RunDir
+from clipa.spec.card import Card
+from clipa.spec.plan import Data, EvalData, Plan
+from clipa.storage.manifest import Manifest
+
+
+class Outcome(NamedTuple):
+    """Samples that were scored, and every metric in percent."""
+
+    samples: int
+    metrics: Mapping[str, float]
+
+
+class Bench(NamedTuple):
+    """What all evaluations of an attempt share. `digest`: of the weights; empty between checkpoints."""
+
+    run: RunDir
+    plan: Plan
+    ranks: Ranks
+    precision: str
+    model: Clip
+    card: Card
+    digest: str
+    batch: int
+
+    @property
+    def workers(self) -> int:
+        """Loader processes of a rank."""
+        return self.plan.world.loader_workers
+
+    @property
+    def cache(self) -> Path:
+        """Folder of what can be computed again: prompts, features."""
+        return Path(self.plan.cache)
+
+    def manifest(self, data: Data) -> Manifest:
+        """The pinned manifest of a dataset."""
+        return pinned_manifest(self.run, data.manifest)
+
+    def shards(self, data: Data) -> ShardSet:
+        """The staged shards of a dataset; the first rank writes their indices, the others then read them."""
+        if self.ranks.is_first:
+            open_pinned(self.run, self.plan, data.manifest)
+        self.ranks.barrier()
+        return open_pinned(self.run, self.plan, data.manifest)
+
+    def image_features(self, images: torch.Tensor, view: View) -> torch.Tensor:
+        """Normalised features [b, embed_dim] of images uint8 [b, 3, S, S]."""
+        with autocast(self.precision, self.ranks.device):
+            return self.model.encode_image(normalise(images.to(self.ranks.device), view.mean, view.std))
+
+    def text_features(self, texts: list[str]) -> torch.Tensor:
+        """Normalised features [n, embed_dim] of texts, tokenised as the weights were trained."""
+        tokens = tokenizer(self.card.model.text.tokenizer).encode(texts, self.card.text_tokens)
+        with autocast(self.precision, self.ranks.device):
+            return self.model.encode_text(tokens.to(self.ranks.device))
+
+
+class Job(NamedTuple):
+    """One set at one image size."""
+
+    name: str
+    data: EvalData
+    view: View
+    bench: Bench

@@ -1,0 +1,127 @@
+"""An evaluation set of a recipe, pinned: what is scored, and everything that can be checked of it before queueing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from clipa.errors import ConfigError
+from clipa.spec.cluster import Dataset
+from clipa.spec.evalset import MAIN_METRICS, METRICS, EvalSet, Names, Task
+from clipa.spec.plan import Data, EvalData
+from clipa.storage import manifest as manifests
+from clipa.storage.evaluation import Opened, open_set
+from clipa.storage.manifest import Manifest
+
+_KINDS: dict[str, Task] = {"": "classification", "classification": "classification"}
+"""What `dataset_type.txt` may say."""
+_FOLDERS: dict[Names, int] = {"imagenet": 1000, "imagenet-a": 200, "imagenet-r": 200}
+_WNID_OR_NUMBER = re.compile(r"n\d{8}|\d{1,3}")
+
+
+class PinnedSet(NamedTuple):
+    """An evaluation set as a plan holds it, and the manifest that it pins."""
+
+    data: EvalData
+    manifest: Manifest
+
+
+def pin_set(name: str, eval_set: EvalSet, source: Dataset) -> PinnedSet:
+    """Look at an evaluation set and settle it.
+
+    Args:
+        name: the table under [evals].
+        eval_set: what the recipe says.
+        source: what its `data` means here.
+
+    Raises:
+        InputError: nothing that can be scored, or classes that do not fit the data.
+    """
+    where = f"evals.{name}"
+    opened = open_set(source, eval_set.split, objectnet=eval_set.names == "objectnet")
+    task = eval_set.task or _task_of(opened.kind, where)
+    metric = eval_set.metric or MAIN_METRICS[task]
+    if metric not in METRICS[task]:
+        raise ConfigError(f"{task} has no metric {metric!r}", where=where, allowed=", ".join(METRICS[task]))
+    manifest = opened.manifest
+    data = EvalData(
+        data=Data(
+            name=eval_set.data,
+            source=opened.source,
+            manifest=manifest.digest,
+            shards=len(manifest.shards),
+            bytes=manifest.bytes,
+            samples=manifest.samples,
+            layout=opened.layout,
+        ),
+        classes=eval_set.classes or opened.classes,
+        templates=eval_set.templates or opened.templates,
+        task=task,
+        metric=metric,
+        names=eval_set.names,
+        folders=eval_set.folders or opened.folders,
+        canonical=eval_set.canonical,
+    )
+    return PinnedSet(_with_classes(data, opened, where), manifest)
+
+
+def _task_of(kind: str, where: str) -> Task:
+    if kind not in _KINDS:
+        raise ConfigError(
+            f"dataset_type.txt says {kind[:40]!r}",
+            where=where,
+            allowed=", ".join(filter(None, _KINDS)),
+            hint='give task = "..." in the recipe',
+        )
+    return _KINDS[kind]
+
+
+def _with_classes(data: EvalData, opened: Opened, where: str) -> EvalData:
+    found = [shard.name for shard in opened.manifest.shards] if data.data.layout == "folder" else []
+    if data.names in _FOLDERS:
+        if found:
+            _require_imagenet_folders(data.names, found, where)
+        return data
+    for what, words, file in (
+        ("classes", data.classes, manifests.CLASSNAMES),
+        ("templates", data.templates or data.names, manifests.TEMPLATES),
+    ):
+        if not words:
+            raise ConfigError(
+                f"the evaluation set has no {what}",
+                where=where,
+                hint=f'give {what} = [...] or names = "imagenet" in the recipe, or put {file} beside the shards',
+            )
+    if found:
+        require_folders(data.folders or data.classes, found, where)
+    return data
+
+
+def _require_imagenet_folders(names: Names, found: Sequence[str], where: str) -> None:
+    """The number and the form of the folders' names; the evaluation compares the names themselves."""
+    odd = [name for name in found if not _WNID_OR_NUMBER.fullmatch(name)]
+    if len(found) != _FOLDERS[names] or odd:
+        said = f"{len(found)} class folders" + (f", such as {odd[0]!r}" if odd else "")
+        raise ConfigError(
+            said,
+            where=where,
+            allowed=f"the {_FOLDERS[names]} folders of {names}, named by WordNet id (n01440764) or class number",
+        )
+
+
+def require_folders(wanted: Sequence[str], found: Sequence[str], where: str) -> None:
+    """Refuse class folders that are not exactly those wanted.
+
+    Raises:
+        ConfigError: naming the first folders that are missing, and those that no class has.
+    """
+    missing, odd = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
+    if missing or odd:
+        said = [f"no folder for {len(missing)} classes ({', '.join(missing[:3])})"] if missing else []
+        said += [f"{len(odd)} folders of no class ({', '.join(odd[:3])})"] if odd else []
+        raise ConfigError(
+            "; ".join(said),
+            where=where,
+            hint="name the folders like the classes, or give folders = [...] in the order of classes",
+        )

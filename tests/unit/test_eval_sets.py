@@ -1,0 +1,179 @@
+"""Evaluation sets of every layout: what is recognised, in which order the classes are, and what is refused by name."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from clipa.data import imagenet
+from clipa.data.scored import FolderLabels
+from clipa.errors import ClipaError, ConfigError, DataError, InputError
+from clipa.eval.prompts import Prompts, canonical, settled
+from clipa.launch.evaluation import PinnedSet, pin_set
+from clipa.spec.cluster import Dataset
+from clipa.spec.evalset import EvalSet
+from tests.services.eval_runs import picture, write_wds
+
+LABELLED = [{"png": picture(n), "cls": b"%d" % (n % 3)} for n in range(6)]
+
+
+def pinned(path: Path, **how: object) -> PinnedSet:
+    return pin_set("x", EvalSet(data=str(path), **how), Dataset(url=str(path)))  # type: ignore[arg-type]
+
+
+def refused(path: Path, **how: object) -> str:
+    with pytest.raises(ClipaError) as caught:
+        pinned(path, **how)
+    assert caught.value.exit_code == 2
+    return str(caught.value)
+
+
+def class_folders(root: Path, names: list[str], suffix: str = ".JPEG") -> Path:
+    for number, name in enumerate(names):
+        (root / name).mkdir(parents=True)
+        (root / name / f"a{suffix}").write_bytes(b"x" * (number + 1))
+    return root
+
+
+def test_a_wds_folder_reads_one_split_in_the_shards_own_order(tmp_path: Path) -> None:
+    root = write_wds(tmp_path / "wds_x", LABELLED, shards=12, classes=["a", "b", "c"], templates=["a {c}."])
+    write_wds(root, LABELLED, split="train")
+    found = pinned(root)
+    assert found.data.data.shards == 12
+    assert found.manifest.url.endswith("/test")
+    assert found.data.classes == ("a", "b", "c")
+    assert found.data.templates == ("a {c}.",)
+    assert pinned(root, split="train").data.data.shards == 1
+
+
+def test_what_is_wrong_with_a_wds_folder_is_named(tmp_path: Path) -> None:
+    root = write_wds(tmp_path / "wds_x", LABELLED, shards=3, classes=["a", "b", "c"], templates=["a {c}."])
+    assert "allowed: test" in refused(root, split="val")
+    (root / "test" / "1.tar").unlink()
+    assert "1.tar" in refused(root)
+    (root / "test" / "nshards.txt").write_text("many\n")
+    assert "nshards.txt holds 'many'" in refused(root)
+    (root / "test" / "nshards.txt").write_text("1")
+    (root / "dataset_type.txt").write_text("segmentation")
+    assert "segmentation" in refused(root)
+    (root / "dataset_type.txt").unlink()
+    (root / "classnames.txt").unlink()
+    assert "has no classes" in refused(root)
+
+
+def test_an_empty_place_is_refused(tmp_path: Path) -> None:
+    assert "no shards here" in refused(tmp_path, classes=("a", "b"), templates=("{}",))
+
+
+def test_class_folders_are_matched_by_name_not_by_place(tmp_path: Path) -> None:
+    root = class_folders(tmp_path / "val", ["cat", "dog", "eel"])
+    found = pinned(root, classes=("eel", "cat", "dog"), templates=("{}",))
+    assert found.data.data.layout == "folder"
+    source = FolderLabels(found.manifest, found.data.classes)
+    labels = {Path(item.where).parent.name: item.truth for item in map(source.read, range(source.samples))}
+    assert labels == {"eel": 0, "cat": 1, "dog": 2}
+
+
+def test_class_folders_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    root = class_folders(tmp_path / "val", ["cat", "dog", "eel"])
+    said = refused(root, classes=("cat", "dog", "fox"), templates=("{}",))
+    assert "fox" in said
+    assert "eel" in said
+    assert refused(root, classes=("a", "b", "c"), folders=("cat", "dog", "elk"), templates=("{}",)).count("elk") == 1
+    (root / "dog" / "notes.txt").write_text("x")
+    assert "notes.txt" in refused(root, classes=("cat", "dog", "eel"), templates=("{}",))
+    (root / "dog" / "notes.txt").unlink()
+    (root / "dog" / "a.JPEG").unlink()
+    assert "without an image" in refused(root, classes=("cat", "dog", "eel"), templates=("{}",))
+
+
+def test_a_folder_that_changed_since_the_plan_is_refused(tmp_path: Path) -> None:
+    root = class_folders(tmp_path / "val", ["cat", "dog"])
+    found = pinned(root, classes=("cat", "dog"), templates=("{}",))
+    (root / "dog" / "b.JPEG").write_bytes(b"new")
+    source = FolderLabels(found.manifest, ("cat", "dog"))
+    assert source.read(0).truth == 0
+    with pytest.raises(DataError, match="changed"):
+        source.read(1)
+
+
+def test_imagenets_lists() -> None:
+    every = imagenet.classes("imagenet")
+    assert len(every.names) == len(every.wnids) == 1000
+    assert every.wnids == tuple(sorted(every.wnids)), "torchvision's ImageFolder numbers the folders in this order"
+    by_wnid = dict(zip(every.wnids, every.names, strict=True))
+    assert by_wnid["n01440764"] == "tench"
+    assert by_wnid["n15075141"] == "toilet paper"
+    for part in ("imagenet-a", "imagenet-r"):
+        some = imagenet.classes(part)
+        assert len(some.names) == 200
+        assert all(by_wnid[wnid] == name for wnid, name in zip(some.wnids, some.names, strict=True))
+    assert len(imagenet.templates()) == 80
+    assert imagenet.templates()[0] == "a bad photo of a {c}."
+
+
+def test_numbered_folders_are_in_numerical_order() -> None:
+    numbers = sorted(str(n) for n in range(1000))
+    assert imagenet.folder_order("imagenet", numbers, "x")[:12] == tuple(str(n) for n in range(12))
+    wnids = imagenet.classes("imagenet-r").wnids
+    assert imagenet.folder_order("imagenet-r", sorted(wnids), "x") == wnids
+    with pytest.raises(DataError, match="n01440764"):
+        imagenet.folder_order("imagenet", imagenet.classes("imagenet").wnids[1:], "x")
+    with pytest.raises(DataError, match="imagenet-a"):
+        imagenet.folder_order("imagenet-a", wnids, "x")
+
+
+def test_imagenet_folders_are_checked_before_queueing(tmp_path: Path) -> None:
+    root = class_folders(tmp_path / "val", list(imagenet.classes("imagenet-a").wnids))
+    found = pinned(root, names="imagenet-a")
+    assert settled(found.data).classes == imagenet.classes("imagenet-a").names
+    shutil.rmtree(root / "n01498041")
+    assert "199 class folders" in refused(root, names="imagenet-a")
+    (root / "stingray").mkdir()
+    (root / "stingray" / "x.jpg").write_bytes(b"x")
+    assert "stingray" in refused(root, names="imagenet-a")
+
+
+def test_objectnet_uses_its_own_mapping(tmp_path: Path) -> None:
+    class_folders(tmp_path / "images", ["air_freshener", "alarm_clock", "backpack", "zebra"], ".png")
+    (tmp_path / "mappings").mkdir()
+    labels = {"air_freshener": "Air freshener", "alarm_clock": "Alarm clock", "backpack": "Backpack"}
+    (tmp_path / "mappings" / "folder_to_objectnet_label.json").write_text(json.dumps(labels))
+    shared = {"Alarm clock": "analog clock; digital clock", "Backpack": "backpack"}
+    (tmp_path / "mappings" / "objectnet_to_imagenet_1k.json").write_text(json.dumps(shared))
+    found = pinned(tmp_path, names="objectnet")
+    assert found.data.classes == ("alarm clock", "backpack")
+    assert [shard.name for shard in found.manifest.shards] == ["alarm_clock", "backpack"]
+    assert len(settled(found.data).templates) == 80
+    shutil.rmtree(tmp_path / "images" / "backpack")
+    assert "backpack" in refused(tmp_path, names="objectnet")
+
+
+def test_prompts() -> None:
+    assert Prompts(("cat",), ("a {c}.", "the {}!")).of("cat") == ["a cat.", "the cat!"]
+    assert Prompts(("x",), ("a {c}.",), canonical=True).of("Kite (bird_of prey)") == ["a kite bird of prey"]
+    assert canonical("  A  Photo, of: {it}") == "a photo of it"
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"names": "imagenet", "classes": ("a", "b")},
+        {"classes": ("a",)},
+        {"classes": ("a", "a")},
+        {"classes": ("a", "b"), "folders": ("x",)},
+        {"templates": ("no place",)},
+        {"metric": "top2"},
+        {"split": "../up"},
+    ],
+)
+def test_contradictions_are_refused(how: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        EvalSet(data="x", **how)  # type: ignore[arg-type]
+
+
+def test_errors_are_the_users_to_mend() -> None:
+    assert issubclass(ConfigError, InputError)
