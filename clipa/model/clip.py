@@ -12,7 +12,6 @@ from torch.nn import functional
 
 from clipa.errors import TrainError
 from clipa.model.loss import ClipOutput, LossName
-from clipa.model.posembed import resize_image, resize_text
 from clipa.model.towers import ImageEncoder, Positions, TextEncoder
 from clipa.spec.model import Model
 
@@ -44,8 +43,8 @@ class Clip(nn.Module):
     ) -> None:
         super().__init__()
         self.max_scale = model.traits.max_scale
-        self.image = ImageEncoder(model.image, image_size, model.embed_dim, positions)
-        self.text = TextEncoder(model.text, text_tokens, model.embed_dim)
+        self.image = ImageEncoder(model.image, image_size, model.embed_dim, positions, model.traits)
+        self.text = TextEncoder(model.text, text_tokens, model.embed_dim, model.traits)
         start = _STARTS[loss]
         self.logit_scale = nn.Parameter(torch.full((1,), math.log(start.scale)))
         self.logit_bias = None if start.bias is None else nn.Parameter(torch.full((1,), start.bias))
@@ -72,8 +71,9 @@ class Clip(nn.Module):
     def load(self, weights: Mapping[str, torch.Tensor]) -> None:
         """Take weights that were trained at another image size or text length: positions are resized.
 
-        Fixed sin-cos positions stay those of this model's own grid; a fixed table becomes the start of a learnable
-        one, and is trained from there. Weights of another loss bring no scale and bias: those start anew.
+        Image positions follow the family's rule (ImageEncoder.fitted); a fixed table becomes the start of a learnable
+        one, and is trained from there. Text positions are interpolated (TextEncoder.fitted). Weights of another loss
+        bring no scale and bias: those start anew.
 
         Raises:
             TrainError: the weights are of another model.
@@ -86,12 +86,8 @@ class Clip(nn.Module):
             odd = sorted(set(weights) ^ set(own))
             raise TrainError(f"{len(odd)} weights are missing or unknown, the first is {odd[0]}")
         fitted = dict(weights)
-        if self.image.fixed:
-            fitted[_IMAGE_POSITIONS] = own[_IMAGE_POSITIONS]
-        else:
-            grid = round((own[_IMAGE_POSITIONS].shape[1] - 1) ** 0.5)
-            fitted[_IMAGE_POSITIONS] = resize_image(fitted[_IMAGE_POSITIONS][0], grid)[None]
-        fitted[_TEXT_POSITIONS] = resize_text(fitted[_TEXT_POSITIONS], own[_TEXT_POSITIONS].shape[0])
+        fitted[_IMAGE_POSITIONS] = self.image.fitted(fitted[_IMAGE_POSITIONS])
+        fitted[_TEXT_POSITIONS] = self.text.fitted(fitted[_TEXT_POSITIONS])
         for name, weight in fitted.items():
             if weight.shape != own[name].shape:
                 raise TrainError(f"{name} is {list(weight.shape)}, the model's is {list(own[name].shape)}")

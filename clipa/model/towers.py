@@ -1,4 +1,4 @@
-"""The two encoders. The one door to timm, which provides the image tower."""
+"""The two encoders of every family. The one door to timm, which provides the image tower."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import nn
 from torch.nn import functional
 
 from clipa.errors import MissingPart
-from clipa.model.posembed import resize_image, sincos2d
+from clipa.model.posembed import grid_of, resize_image, resize_text, sincos2d
 from clipa.model.torchvision_guard import import_torchvision
 from clipa.reduction.image import gather_patches
-from clipa.spec.family import VOCABULARY
+from clipa.spec.family import FAMILIES, Family
 from clipa.spec.model import ImageTower, TextTower
 
 try:
@@ -24,23 +24,30 @@ except ImportError as error:
         f"the image tower needs timm, which cannot be imported: {error}", hint="pip install 'clipa[train]'"
     ) from error
 
-EPS = 1e-5
-"""LayerNorm's epsilon, in both towers, as in open_clip (timm's own default is 1e-6)."""
-
 Positions: TypeAlias = Literal["sincos2d", "learnable"]
+
+_FIXED_TO_ROUNDING = 1e-3
+"""A table this close to the formula was never trained: JAX computes it in float32, 2e-5 off at 24 patches a side."""
+
+
+def _gelu(family: Family) -> nn.GELU:
+    return nn.GELU(approximate="tanh" if family.activation == "gelu-tanh" else "none")
 
 
 class ImageEncoder(nn.Module):
-    """A vision transformer in OpenCLIP's style: LayerNorm before the blocks, exact GELU, no patch bias.
+    """A vision transformer of a family, see clipa.spec.family. Its patches are embedded without a bias.
 
-    Images [b, 3, size, size] -> features [b, embed_dim]. Any size that the patch divides: positions are resized
-    from the grid that the tower was built for. `gap` is the mean over the patches after the last LayerNorm, as
-    open_clip's `pool_type: avg` has it (CLIPA's own torch code counts the class token in, and normalises after).
+    Images [b, 3, size, size] -> features [b, embed_dim]. Any size that the patch divides: positions are those of
+    `positions`. How the tokens are pooled is said in clipa.spec.model.ImageTower.
     """
 
-    def __init__(self, tower: ImageTower, size: int, embed_dim: int, positions: Positions) -> None:
+    def __init__(
+        self, tower: ImageTower, size: int, embed_dim: int, positions: Positions, family: Family = FAMILIES["v1"]
+    ) -> None:
         super().__init__()
         self.patch = tower.patch
+        self.pool = tower.pool
+        self.family = family
         self.fixed = positions == "sincos2d"
         self.trunk = VisionTransformer(
             img_size=size,
@@ -50,27 +57,19 @@ class ImageEncoder(nn.Module):
             num_heads=tower.heads,
             mlp_ratio=tower.mlp_ratio,
             num_classes=embed_dim,
-            global_pool="token" if tower.pool == "cls" else "avg",
-            pre_norm=True,
+            global_pool="token",
+            pre_norm=True,  # timm couples two things to it: the LayerNorm, and that the patches have no bias
             fc_norm=False,
-            norm_layer=partial(nn.LayerNorm, eps=EPS),
+            norm_layer=partial(nn.LayerNorm, eps=family.eps),
+            act_layer=partial(_gelu, family),
         )
+        if not family.norm_pre:
+            self.trunk.norm_pre = nn.Identity()
         self.trunk.head = nn.Linear(tower.width, embed_dim, bias=False)
-        self._init(tower.width)
+        _INITS[family.init](self.trunk, tower.width)
         if self.fixed:
-            self.trunk.pos_embed = nn.Parameter(sincos2d(size // tower.patch, tower.width)[None], requires_grad=False)
-
-    def _init(self, width: int) -> None:
-        """OpenCLIP's initialisation: what torch's own layers do there, and width^-0.5 for the four tables."""
-        self.trunk.patch_embed.proj.reset_parameters()
-        for block in self.trunk.blocks:
-            for linear in (block.attn.proj, block.mlp.fc1, block.mlp.fc2):
-                linear.reset_parameters()
-            nn.init.xavier_uniform_(block.attn.qkv.weight)  # nn.MultiheadAttention._reset_parameters
-            nn.init.zeros_(block.attn.qkv.bias)
-            nn.init.zeros_(block.attn.proj.bias)
-        for table in (self.trunk.cls_token, self.trunk.pos_embed, self.trunk.head.weight):
-            nn.init.normal_(table, std=width**-0.5)
+            table = sincos2d(size // tower.patch, tower.width, family.sincos)
+            self.trunk.pos_embed = nn.Parameter(table[None], requires_grad=False)
 
     def forward(self, images: torch.Tensor, kept: torch.Tensor | None = None) -> torch.Tensor:
         """Features that are not yet normalised.
@@ -82,14 +81,11 @@ class ImageEncoder(nn.Module):
         """
         trunk = self.trunk
         x = torch.cat([trunk.cls_token.expand(images.shape[0], -1, -1), self._patches(images, kept)], dim=1)
-        positions = resize_image(trunk.pos_embed[0], images.shape[-1] // self.patch)
+        positions = self.positions(images.shape[-1] // self.patch)
         if kept is not None:
             cls = positions[:1].expand(images.shape[0], -1, -1)
             positions = torch.cat([cls, positions[1:][kept]], dim=1)
-        x = x + positions
-        x = trunk.norm(trunk.blocks(trunk.norm_pre(x)))
-        pooled = x[:, 0] if trunk.global_pool == "token" else x[:, 1:].mean(dim=1)
-        features: torch.Tensor = trunk.head(pooled)
+        features: torch.Tensor = trunk.head(self._pooled(trunk.blocks(trunk.norm_pre(x + positions))))
         return features
 
     def _patches(self, images: torch.Tensor, kept: torch.Tensor | None) -> torch.Tensor:
@@ -101,45 +97,126 @@ class ImageEncoder(nn.Module):
         assert self.training, "evaluation keeps every patch"
         return functional.linear(gather_patches(images, kept, self.patch), project.weight.flatten(1), project.bias)
 
+    def _pooled(self, x: torch.Tensor) -> torch.Tensor:
+        norm = self.trunk.norm
+        match self.pool:
+            case "cls":
+                pooled = norm(x[:, 0])
+            case "gap":
+                pooled = norm(x[:, 1:]).mean(dim=1)
+            case "gap-norm":
+                pooled = norm(x[:, 1:].mean(dim=1))
+            case "gap-all":
+                pooled = norm(x.mean(dim=1))
+        result: torch.Tensor = pooled
+        return result
+
+    def positions(self, grid: int) -> torch.Tensor:
+        """Positions [1 + grid^2, width] of images of grid x grid patches, by the family's rule (Family.new_grid)."""
+        table = self.trunk.pos_embed[0]
+        if self.fixed and grid_of(table) != grid and self.family.new_grid == "recomputed":
+            return sincos2d(grid, table.shape[1], self.family.sincos).to(table.device)
+        return resize_image(table, grid)
+
+    def fitted(self, stored: torch.Tensor) -> torch.Tensor:
+        """Stored positions [1, 1 + g^2, width] for this tower's grid, by the family's rule.
+
+        Where the formula is recomputed, that holds for a fixed table also when it is trained from now on.
+        """
+        table, grid = stored[0], grid_of(self.trunk.pos_embed[0])
+        if self.family.new_grid == "recomputed" and (self.fixed or self._is_the_formula(table)):
+            return sincos2d(grid, table.shape[1], self.family.sincos).to(table)[None]
+        return resize_image(table, grid)[None]
+
+    def _is_the_formula(self, table: torch.Tensor) -> bool:
+        formula = sincos2d(grid_of(table), table.shape[1], self.family.sincos)
+        return table.shape == formula.shape and torch.allclose(table.float().cpu(), formula, 0.0, _FIXED_TO_ROUNDING)
+
+
+@torch.no_grad()
+def _init_as_open_clip(trunk: VisionTransformer, width: int) -> None:
+    """OpenCLIP's initialisation: what torch's own layers do there, and width^-0.5 for the four tables."""
+    trunk.patch_embed.proj.reset_parameters()
+    for block in trunk.blocks:
+        for linear in (block.attn.proj, block.mlp.fc1, block.mlp.fc2):
+            linear.reset_parameters()
+        nn.init.xavier_uniform_(block.attn.qkv.weight)  # nn.MultiheadAttention._reset_parameters
+        nn.init.zeros_(block.attn.qkv.bias)
+        nn.init.zeros_(block.attn.proj.bias)
+    for table in (trunk.cls_token, trunk.pos_embed, trunk.head.weight):
+        nn.init.normal_(table, std=width**-0.5)
+
+
+@torch.no_grad()
+def _init_as_jax(trunk: VisionTransformer, width: int) -> None:
+    """CLIPA's JAX initialisation (clipa_jax/models/vit.py): xavier-uniform blocks, zero biases and class token.
+
+    Query, key and value are three matrices there, so each has a fan of its own. The patches have flax's default:
+    LeCun-normal, truncated at two standard deviations (which shrink to 0.8796 of the full normal's).
+    """
+    fan_in = trunk.patch_embed.proj.weight[0].numel()
+    std = fan_in**-0.5 / 0.87962566103423978
+    nn.init.trunc_normal_(trunk.patch_embed.proj.weight, std=std, a=-2 * std, b=2 * std)
+    for block in trunk.blocks:
+        for weight in (*block.attn.qkv.weight.chunk(3), *(m.weight for m in _linears(block))):
+            nn.init.xavier_uniform_(weight)
+        for linear in (block.attn.qkv, *_linears(block)):
+            nn.init.zeros_(linear.bias)
+    nn.init.zeros_(trunk.cls_token)
+    nn.init.normal_(trunk.pos_embed, std=width**-0.5)
+    nn.init.normal_(trunk.head.weight, std=width**-0.5)
+
+
+def _linears(block: nn.Module) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
+    return block.attn.proj, block.mlp.fc1, block.mlp.fc2  # type: ignore[union-attr, return-value]
+
+
+_INITS = {"open_clip": _init_as_open_clip, "jax": _init_as_jax}
+
 
 class _Block(nn.Module):
-    def __init__(self, width: int, heads: int, mlp: int) -> None:
+    def __init__(self, width: int, heads: int, mlp: int, family: Family) -> None:
         super().__init__()
         self.heads = heads
-        self.ln_1 = nn.LayerNorm(width, eps=EPS)
+        self.causal = family.causal
+        self.ln_1 = nn.LayerNorm(width, eps=family.eps)
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
-        self.ln_2 = nn.LayerNorm(width, eps=EPS)
+        self.ln_2 = nn.LayerNorm(width, eps=family.eps)
         self.fc_1 = nn.Linear(width, mlp)
+        self.act = _gelu(family)
         self.fc_2 = nn.Linear(mlp, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         b, n, width = x.shape
         q, k, v = self.qkv(self.ln_1(x)).view(b, n, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        attended = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        attended = functional.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
         x = x + self.proj(attended.transpose(1, 2).reshape(b, n, width))
-        mixed: torch.Tensor = x + self.fc_2(functional.gelu(self.fc_1(self.ln_2(x))))
+        mixed: torch.Tensor = x + self.fc_2(self.act(self.fc_1(self.ln_2(x))))
         return mixed
 
 
 class TextEncoder(nn.Module):
-    """A causal transformer in OpenCLIP's style, pooled at the end-of-text token (the largest id of a row).
+    """A text transformer of a family: causal and pooled at the end-of-text token (the largest id of a row), or with
+    full attention, padding included, and pooled at the last position whatever stands there (CLIPA-v2).
 
     Token ids [b, tokens] -> features [b, embed_dim].
     """
 
-    def __init__(self, tower: TextTower, tokens: int, embed_dim: int) -> None:
+    def __init__(self, tower: TextTower, tokens: int, embed_dim: int, family: Family = FAMILIES["v1"]) -> None:
         super().__init__()
         width, mlp = tower.width, int(tower.width * tower.mlp_ratio)
-        self.token_embedding = nn.Embedding(VOCABULARY[tower.tokenizer], width)
+        self.family = family
+        self.pool = family.text_pool
+        self.token_embedding = nn.Embedding(family.vocabulary, width)
         self.positional_embedding = nn.Parameter(torch.empty(tokens, width))
-        self.blocks = nn.ModuleList([_Block(width, tower.heads, mlp) for _ in range(tower.layers)])
-        self.ln_final = nn.LayerNorm(width, eps=EPS)
+        self.blocks = nn.ModuleList([_Block(width, tower.heads, mlp, family) for _ in range(tower.layers)])
+        self.ln_final = nn.LayerNorm(width, eps=family.eps)
         self.projection = nn.Linear(width, embed_dim, bias=False)
         self._init(width, tower.layers)
 
     def _init(self, width: int, layers: int) -> None:
-        """OpenCLIP's initialisation (open_clip/transformer.py, TextTransformer.init_parameters)."""
+        """The same in all families (open_clip's TextTransformer.init_parameters, clipa_jax's text_transformer.py)."""
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.positional_embedding, std=0.01)
         for block in self.blocks:
@@ -158,6 +235,12 @@ class TextEncoder(nn.Module):
         for block in self.blocks:
             x = block(x)
         x = self.ln_final(x)
-        pooled = x[torch.arange(x.shape[0], device=x.device), tokens.argmax(dim=-1)]
+        pooled = x[:, -1]
+        if self.pool == "eot":
+            pooled = x[torch.arange(x.shape[0], device=x.device), tokens.argmax(dim=-1)]
         features: torch.Tensor = self.projection(pooled)
         return features
+
+    def fitted(self, stored: torch.Tensor) -> torch.Tensor:
+        """Stored positions [t, width] for this tower's length, by the family's rule (Family.new_length)."""
+        return resize_text(stored, self.positional_embedding.shape[0], self.family.new_length)

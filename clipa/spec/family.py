@@ -5,7 +5,9 @@
 `v2-open_clip`  the same weights as open_clip's `ViT-*-CLIPA` configs compute them: exact GELU, epsilon 1e-5, bicubic
                 positions.
 
-Sources: UCSC-VLAA/CLIPA (clipa_torch, clipa_jax), open_clip's model_configs/ViT-{L,H,bigG}-14-CLIPA.json.
+Sources: UCSC-VLAA/CLIPA (clipa_torch/open_clip, clipa_jax/models/{vit,text_transformer,two_towers}.py), open_clip's
+model_configs/ViT-{L,H,bigG}-14-CLIPA.json. CLIPA's torch code averages the patches before the last LayerNorm in its
+first releases (`gap-norm`) and patches and class token in its last one (`gap-all`).
 """
 
 from __future__ import annotations
@@ -39,6 +41,11 @@ class Family(msgspec.Struct, frozen=True, kw_only=True):
         eps: epsilon of every LayerNorm.
         pools: how the image tower may be pooled; the first is the default.
         sincos: frequencies 10000^(-i/(w/4)) (`mae`) or 10000^(-i/(w/4-1)) (`moco`) of the fixed positions.
+        new_grid: what fixed image positions become at another image size: `resized` (antialiased bicubic, as any
+            other table) or `recomputed` from the formula.
+        new_length: how text positions are resized: `linear` (open_clip, CLIPA's torch code) or `antialias` (the
+            triangle filter of jax.image.resize, which differs when a text becomes shorter).
+        init: of random weights: `open_clip`, or `jax` (xavier-uniform image blocks, zero biases and class token).
         interpolation: of images, in training and evaluation.
         mean, std: of the pixels, in [0, 1].
         max_scale: the largest factor of the similarities (exp of the logit scale); None: no limit.
@@ -53,6 +60,9 @@ class Family(msgspec.Struct, frozen=True, kw_only=True):
     eps: float
     pools: tuple[Pool, ...]
     sincos: Literal["mae", "moco"]
+    new_grid: Literal["resized", "recomputed"]
+    new_length: Literal["linear", "antialias"]
+    init: Literal["open_clip", "jax"]
     interpolation: Interpolation
     mean: Rgb
     std: Rgb
@@ -69,6 +79,9 @@ _V1 = Family(
     eps=1e-5,
     pools=("cls", "gap", "gap-all", "gap-norm"),
     sincos="mae",
+    new_grid="resized",
+    new_length="linear",
+    init="open_clip",
     interpolation="bicubic",
     mean=OPENAI_MEAN,
     std=OPENAI_STD,
@@ -84,6 +97,9 @@ _V2 = Family(
     eps=1e-6,
     pools=("gap-norm", "cls"),
     sincos="moco",
+    new_grid="recomputed",
+    new_length="antialias",
+    init="jax",
     interpolation="bilinear",
     mean=IMAGENET_MEAN,
     std=IMAGENET_STD,
@@ -92,7 +108,15 @@ _V2 = Family(
 FAMILIES: dict[FamilyName, Family] = {
     "v1": _V1,
     "v2": _V2,
-    "v2-open_clip": msgspec.structs.replace(_V2, activation="gelu", eps=1e-5, max_scale=100.0),
+    "v2-open_clip": msgspec.structs.replace(
+        _V2,
+        activation="gelu",
+        eps=1e-5,
+        new_grid="resized",
+        new_length="linear",
+        init="open_clip",
+        max_scale=100.0,
+    ),
 }
 VOCABULARY: dict[TokenizerName, int] = {family.tokenizer: family.vocabulary for family in FAMILIES.values()}
 """Rows of the token embedding of each tokenizer."""

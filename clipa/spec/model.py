@@ -10,8 +10,8 @@ class ImageTower(Struct, frozen=True, kw_only=True):
     """A vision transformer. `width` is in channels, `patch` in pixels.
 
     `pool`: `cls`: the class token; `gap`: the last LayerNorm, then the mean of the patches (open_clip's `avg`);
-    `gap-norm`: the mean of the patches, then LayerNorm (CLIPA-v2); `gap-all`: the mean of class token and patches,
-    then LayerNorm (CLIPA's torch code).
+    `gap-norm`: the mean of the patches, then LayerNorm (CLIPA-v2, and the first releases of CLIPA's torch code);
+    `gap-all`: the mean of class token and patches, then LayerNorm (its last release).
     """
 
     patch: int
