@@ -12,7 +12,8 @@ SCHEMA = 1
 class Dataset(Struct, frozen=True, kw_only=True):
     """A dataset's URL and how to reach it. Credentials come from the store's own usual places, never from here.
 
-    `anonymous`, `endpoint`, `region` and `profile` apply to `s3://`.
+    `endpoint`, `region` and `profile` apply to `s3://` (`endpoint` to `gs://` too), `requester_pays` to `s3://` and
+    `gs://`, `anonymous` to every object store.
     """
 
     url: str
@@ -20,6 +21,7 @@ class Dataset(Struct, frozen=True, kw_only=True):
     endpoint: str = ""
     region: str = ""
     profile: str = ""
+    requester_pays: bool = False
 
     def __post_init__(self) -> None:
         require(bool(self.url), "url is empty")

@@ -46,7 +46,7 @@ def _shard(store: Store, name: str, entry: Entry | None, listed: Shard | None) -
     if entry is None:
         raise InputError(f"the manifest names {name}, which is not there", where=where, hint="write the dataset again")
     if listed is None:
-        return Shard(name=name, size=entry.size, version=entry.version)
+        return Shard(name=name, size=entry.size, version=entry.version, digest=entry.digest)
     if listed.size != entry.size:
         raise InputError(
             f"{name} has {entry.size} bytes, the manifest says {listed.size}",

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import NamedTuple
 
 from clipa.errors import InputError, StorageError
+from clipa.storage.claims import Claims
+from clipa.storage.digest import Check, Pinned, Running, pinned
 from clipa.storage.fetch import fetch
 from clipa.storage.manifest import Shard
-from clipa.storage.part import discard, left_behind, one_at_a_time, tag
+from clipa.storage.part import discard, left_of, parts_in, tag
 from clipa.storage.receipt import Receipts
 from clipa.storage.store import Store
 
@@ -30,8 +32,17 @@ Tick = Callable[[int, int], None]
 """Called a few times a second with (bytes done, bytes in total); what it raises ends the staging."""
 
 
-def fill(store: Store, folder: Path, shards: Sequence[Shard], tick: Tick, verify: bool = False) -> int:
-    """Bring what a folder lacks; the bytes that were read from the store.
+class Filled(NamedTuple):
+    """Shards that were brought, and bytes that were read from the store for them."""
+
+    shards: int
+    fetched_bytes: int
+
+
+def fill(
+    store: Store, folder: Path, shards: Sequence[Shard], tick: Tick, verify: bool = False, check: Check = "auto"
+) -> Filled:
+    """Bring what a folder lacks. Several processes may fill one folder: they share the work.
 
     Args:
         store: where the shards lie.
@@ -39,30 +50,52 @@ def fill(store: Store, folder: Path, shards: Sequence[Shard], tick: Tick, verify
         shards: what must be there at the end; their names are safe.
         tick: told of the progress.
         verify: hash what is there already even where a receipt says that it was verified.
+        check: how a download is verified.
 
     Raises:
         InputError: not enough space, or a shard that is not there.
         StorageError: the bytes could not be read or written, or are not those that are pinned.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with one_at_a_time(folder, lambda: tick(0, 0)):
-            filling = _Filling(store, folder, tick)
+        claims = _present(folder, tick)
+        try:
+            filling = _Filling(store, folder, tick, claims, check)
             lacking = filling.lacking(shards, verify)
             filling.make_room(lacking)
-            return filling.bring(lacking)
+            filling.bring(lacking)
+            return Filled(filling.brought, filling.fetched)
+        finally:
+            claims.close()
     except OSError as error:
         raise StorageError(f"cannot write: {error.strerror or error}", where=str(folder)) from error
+
+
+def _present(folder: Path, tick: Tick) -> Claims:
+    """Claims on a folder that nobody is about to remove."""
+    while True:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            claims = Claims(folder)
+        except FileNotFoundError:
+            continue
+        if claims.be_present():
+            return claims
+        claims.close()
+        tick(0, 0)
+        threading.Event().wait(0.1)
 
 
 class _Filling:
     """One call of `fill`. Threads do the work; the caller's only watches, so that a hanging store cannot keep it."""
 
-    def __init__(self, store: Store, folder: Path, tick: Tick) -> None:
-        self.store, self.folder, self.tick = store, folder, tick
+    def __init__(self, store: Store, folder: Path, tick: Tick, claims: Claims, check: Check) -> None:
+        self.store, self.folder, self.tick, self.check = store, folder, tick, check
+        self.claims = claims
         self.receipts = Receipts(folder)
-        self.left = left_behind(folder)
-        self.done = self.total = self.fetched = 0
+        self.left, self.living_bytes = parts_in(folder)
+        self.done = self.total = self.fetched = self.brought = 0
+        self._waited: set[str] = set()
+        self._wrong: set[str] = set()
         self._leave = threading.Event()
         self._guard = threading.Lock()
 
@@ -73,15 +106,20 @@ class _Filling:
         doubtful = [s for s in shards if s.name not in names and (verify or not self.receipts.vouches(s.name))]
         wrong: list[Shard] = []
 
-        def check(shard: Shard) -> None:
-            # Without a checksum anywhere: only a rename of whole, pinned bytes ever made this name.
-            pinned = shard.sha256.lower() or self.receipts.sha256(shard.name)
-            if pinned and self._hash(self.folder / shard.name) != pinned:
+        def look(shard: Shard) -> bool:
+            # Without a digest anywhere: only a rename of whole, pinned bytes ever made this name.
+            wanted = pinned(self.receipts.shard(shard), self.check)
+            if not wanted.kind:
+                return True
+            running = self._hashed(self.folder / shard.name, wanted)
+            if running.fits:
+                self.receipts.add(shard.name, running.xxh3, wanted.kind)
+            else:
                 wrong.append(shard)
-            elif pinned:
-                self.receipts.add(shard.name, pinned)
+            return True
 
-        self._in_threads(check, doubtful)
+        self._in_threads(look, doubtful)
+        self._wrong = {shard.name for shard in wrong}
         return absent + wrong
 
     def make_room(self, lacking: Sequence[Shard]) -> None:
@@ -89,7 +127,8 @@ class _Filling:
         wanted = {tag(shard) for shard in lacking}
         for word in self.left.keys() - wanted:
             self._drop(word)
-        need = sum(shard.size for shard in lacking)
+        # What others are bringing right now need not be brought again.
+        need = max(0, sum(shard.size for shard in lacking) - self.living_bytes)
         if need and need + RESERVE > shutil.disk_usage(self.folder).free:
             for word in [*self.left]:
                 self._drop(word)
@@ -99,23 +138,34 @@ class _Filling:
                 f"{need:,} bytes to fetch, {free:,} bytes free: {need + RESERVE - free:,} short "
                 f"(with {RESERVE:,} in reserve)",
                 where=str(self.folder),
-                hint="free some space, or set cache in the cluster profile to a larger disk",
+                hint="free some space (clipa data gc), or set cache in the cluster profile to a larger disk",
             )
 
-    def bring(self, lacking: Sequence[Shard]) -> int:
-        """Fetch; the bytes that were read from the store."""
+    def bring(self, lacking: Sequence[Shard]) -> None:
+        """Fetch what is lacking, or wait until another process has."""
         self.total = sum(shard.size for shard in lacking)
         self.tick(0, self.total)
+        self._in_threads(self._one, lacking)
 
-        def one(shard: Shard) -> None:
-            left = self.left.get(tag(shard), [])
-            came = fetch(self.store, self.folder / shard.name, shard, left, self._arrived)
-            self.receipts.add(shard.name, came.sha256)
+    def _one(self, shard: Shard) -> bool:
+        """Bring a shard; False while another process is about it."""
+        word, target = tag(shard), self.folder / shard.name
+        if not self.claims.take(word):
+            self._waited.add(word)
+            return False
+        try:
+            if shard.name not in self._wrong and _has_size(target, shard.size):
+                self._arrived(shard.size)
+                return True
+            left = left_of(target, word) if word in self._waited else self.left.get(word, [])
+            came = fetch(self.store, target, shard, left, self._arrived, self.check)
+            self.receipts.add(shard.name, came.xxh3, came.how)
             with self._guard:
                 self.fetched += came.bytes
-
-        self._in_threads(one, lacking)
-        return self.fetched
+                self.brought += 1
+        finally:
+            self.claims.release(word)
+        return True
 
     def _drop(self, word: str) -> None:
         for part in self.left.pop(word):
@@ -127,26 +177,28 @@ class _Filling:
         with self._guard:
             self.done += count
 
-    def _hash(self, path: Path) -> str:
-        digest = hashlib.sha256()
-        with open(path, "rb") as file:
+    def _hashed(self, path: Path, wanted: Pinned) -> Running:
+        running = Running(wanted)
+        with open(path, "rb", buffering=0) as file:
             while chunk := file.read(1 << 20):
                 if self._leave.is_set():
                     raise Stopped
-                digest.update(chunk)
-        return digest.hexdigest()
+                running.update(chunk)
+        return running
 
-    def _in_threads(self, job: Callable[[Shard], None], shards: Sequence[Shard]) -> None:
+    def _in_threads(self, job: Callable[[Shard], bool], shards: Sequence[Shard]) -> None:
         # A queue and a few workers, not a future a shard: `wait` looks at every future each time one ends.
         todo = deque(shards)
 
         def work() -> None:
-            while todo and not self._leave.is_set():
+            while not self._leave.is_set():
                 try:
                     shard = todo.popleft()
                 except IndexError:
                     return
-                job(shard)
+                if not job(shard):
+                    todo.append(shard)
+                    self._leave.wait(0.05)
 
         pool = ThreadPoolExecutor(THREADS)
         try:

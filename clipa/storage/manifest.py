@@ -21,16 +21,24 @@ TEMPLATES = "zeroshot_classification_templates.txt"
 """Labels and prompt templates beside the shards: the `wds_*` layout of CLIP_benchmark."""
 
 
-class Shard(Record, frozen=True, kw_only=True):
-    """One tar file. `name` is relative to the dataset's URL. `version` is the store's own word for these bytes
-    (an ETag, a modification time) where there is no `sha256`.
+class Shard(Record, frozen=True, kw_only=True, omit_defaults=True):
+    """One tar file. `name` is relative to the dataset's URL.
+
+    What pins its bytes: `sha256`; else `digest`, which is `kind:hex` with one of the kinds `xxh3` (128 bits), `md5`,
+    `sha256`; else `version`, the store's own word for them (an ETag, a modification time).
     """
 
     name: str
     size: int
     sha256: str = ""
     version: str = ""
+    digest: str = ""
     samples: int | None = None
+
+    @property
+    def pin(self) -> str:
+        """The strongest that is known of its bytes."""
+        return self.sha256 or self.digest or self.version
 
 
 class Manifest(Record, frozen=True, kw_only=True):
@@ -54,7 +62,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     @property
     def digest(self) -> str:
         """SHA-256 over names, sizes and checksums (or versions): the identity of the data, wherever it lies."""
-        rows = [[s.name, s.size, s.sha256 or s.version] for s in self.shards]
+        rows = [[s.name, s.size, s.pin] for s in self.shards]
         return hashlib.sha256(msgspec.json.encode(rows)).hexdigest()
 
 

@@ -8,39 +8,38 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import msgspec
 
+from clipa.storage.digest import Pinned, Running, xxh3
 from clipa.storage.manifest import Shard
 from clipa.storage.store import PART
 
-if TYPE_CHECKING:
-    from hashlib import _Hash
-
 _ABANDONED_S = 3600.0
 """Age after which a part file of another host counts as left behind: a living writer adds a range far more often."""
+_NOTHING = Pinned("", "")
 _HOST = socket.gethostname().replace(".", "-")
 
 
 class Part:
-    """One shard on its way: a file of its own, and a journal with the SHA-256 of all bytes so far after each range.
+    """One shard on its way: a file of its own, and a journal with the XXH3 of all bytes so far every `PART` bytes.
 
     No two processes ever write one part file, whatever their file system's locks are worth: what another one left is
     copied, checked against its journal, and never continued in place.
     """
 
-    def __init__(self, target: Path, shard: Shard) -> None:
+    def __init__(self, target: Path, shard: Shard, wanted: Pinned = _NOTHING) -> None:
         stem = f".{tag(shard)}.{_HOST}.{os.getpid()}.{secrets.token_hex(4)}"
         self.path = target.with_name(f"{stem}.part")
         self.size = 0
-        self._digest = hashlib.sha256()
+        self.running = Running(wanted)
+        self._journalled = 0
 
     def __enter__(self) -> Part:
-        self._file = open(self.path, "xb")
+        self._file = open(self.path, "xb", buffering=0)
         _lock(self._file.fileno())
         self._journal = open(journal_of(self.path), "xb", buffering=0)
         return self
@@ -49,16 +48,16 @@ class Part:
         self._journal.close()
         self._file.close()
 
-    @property
-    def sha256(self) -> str:
-        """SHA-256 of all bytes so far."""
-        return self._digest.hexdigest()
-
     def append(self, chunk: bytes) -> None:
-        """Add a range."""
-        digest = self._digest.copy()
-        digest.update(chunk)
-        self._add(chunk, digest)
+        """Add bytes."""
+        self.running.update(chunk)
+        view = memoryview(chunk)
+        while view.nbytes:
+            view = view[self._file.write(view) :]
+        self.size += len(chunk)
+        if self.size - self._journalled >= PART:
+            self._journal.write(_line(self.size, self.running.xxh3) + b"\n")
+            self._journalled = self.size
 
     def take_over(self, left: Path) -> None:
         """Copy the ranges of a part that was left behind, up to the first that is not as its journal says."""
@@ -66,29 +65,24 @@ class Part:
             lines = journal_of(left).read_bytes().splitlines()
         except FileNotFoundError:
             return
+        so_far = xxh3()
         with open(left, "rb") as old:
             for line in lines:
-                chunk = old.read(PART)
-                digest = self._digest.copy()
-                digest.update(chunk)
-                if not chunk or line != _line(self.size + len(chunk), digest):
+                word = line.split(b" ")[0]
+                count = int(word) - self.size if word.isdigit() and len(word) < 19 else 0
+                chunk = old.read(count) if 0 < count <= 2 * PART else b""
+                so_far.update(chunk)
+                if not chunk or line != _line(self.size + len(chunk), so_far.hexdigest()):
                     return
-                self._add(chunk, digest)
+                self.append(chunk)
 
     def sync(self) -> None:
         """Make the bytes durable, so that a rename can give them their name."""
-        self._file.flush()
         os.fsync(self._file.fileno())
 
-    def _add(self, chunk: bytes, digest: _Hash) -> None:
-        self._file.write(chunk)
-        self._file.flush()
-        self._digest, self.size = digest, self.size + len(chunk)
-        self._journal.write(_line(self.size, digest) + b"\n")
 
-
-def _line(size: int, digest: _Hash) -> bytes:
-    return b"%d %s" % (size, digest.hexdigest().encode())
+def _line(size: int, digest: str) -> bytes:
+    return f"{size} {digest}".encode()
 
 
 def journal_of(part: Path) -> Path:
@@ -104,20 +98,39 @@ def discard(part: Path) -> None:
 
 def tag(shard: Shard) -> str:
     """Which bytes a part file is for: the same tag means the same name, size and checksum or version."""
-    pinned = [shard.name, shard.size, shard.sha256 or shard.version]
+    pinned = [shard.name, shard.size, shard.pin]
     return hashlib.sha256(msgspec.json.encode(pinned)).hexdigest()[:16]
 
 
-def left_behind(folder: Path) -> dict[str, list[Path]]:
-    """Part files whose writers are gone (killed here, or silent for an hour on another host) by tag, largest first."""
+class Parts(NamedTuple):
+    """Part files in a folder: those whose writers are gone by tag, largest first, and the bytes of those that live."""
+
+    left: dict[str, list[Path]]
+    living_bytes: int
+
+
+def parts_in(folder: Path) -> Parts:
+    """All part files below a folder. Writers are gone when killed here, or silent for an hour on another host."""
+    return _sorted(folder.rglob(".*.part"))
+
+
+def left_of(target: Path, word: str) -> list[Path]:
+    """Part files with this tag beside their target whose writers are gone, largest first."""
+    return _sorted(target.parent.glob(f".{word}.*.part")).left.get(word, [])
+
+
+def _sorted(parts: Iterable[Path]) -> Parts:
     found: dict[str, list[tuple[int, Path]]] = {}
-    for part in folder.rglob(".*.part"):
+    living = 0
+    for part in parts:
         try:
             if _is_left(part):
                 found.setdefault(part.name.split(".")[1], []).append((part.stat().st_size, part))
+            else:
+                living += part.stat().st_size
         except (OSError, ValueError):
             continue
-    return {word: [path for _, path in sorted(parts, reverse=True)] for word, parts in found.items()}
+    return Parts({word: [path for _, path in sorted(paths, reverse=True)] for word, paths in found.items()}, living)
 
 
 def _is_left(part: Path) -> bool:
@@ -151,16 +164,3 @@ def _lock(descriptor: int) -> bool:
     except OSError:
         return True
     return True
-
-
-@contextmanager
-def one_at_a_time(folder: Path, check: Callable[[], None]) -> Iterator[None]:
-    """Wait until no other process fills this folder, so that no byte is fetched twice. `check` is called in between.
-
-    Nothing rests on the lock: without it both write private part files and rename the same content to the same name.
-    """
-    with open(folder / ".lock", "a") as file:
-        while not _lock(file.fileno()):
-            check()
-            time.sleep(0.1)
-        yield

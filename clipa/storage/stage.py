@@ -62,8 +62,8 @@ def stage(
     for shard in manifest.shards:
         require_safe(shard.name)
     folder = manifests.staged_folder(cache, manifest.digest)
-    fetched = fill(Store(source), folder, manifest.shards, tick, verify)
-    return Staged(len(manifest.shards), fetched, time.monotonic() - began)
+    filled = fill(Store(source), folder, manifest.shards, tick, verify)
+    return Staged(len(manifest.shards), filled.fetched_bytes, time.monotonic() - began)
 
 
 class _File(plan.Record, frozen=True, kw_only=True):

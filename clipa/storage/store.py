@@ -1,4 +1,5 @@
-"""The one door to fsspec and s3fs. Their errors become ours; URLs in messages carry no credentials.
+"""The one door to fsspec and its stores (s3fs, gcsfs, adlfs, huggingface_hub). Their errors become ours; URLs in
+messages carry no credentials.
 
 Reads are ranged, with our own length check and retries: s3fs's `get` leaves files of the right size full of holes
 when a connection breaks (s3fs PR 1007), and `generic.rsync` passes over errors.
@@ -6,11 +7,11 @@ when a connection breaks (s3fs PR 1007), and `generic.rsync` passes over errors.
 
 from __future__ import annotations
 
-import errno
+import base64
+import binascii
 import os
-import random
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -18,39 +19,37 @@ from typing import Any, NamedTuple, TypeVar
 from clipa.errors import ClipaError, InputError, StorageError
 from clipa.registry.run_dir import write_whole
 from clipa.spec.cluster import Dataset
+from clipa.storage import options
 from clipa.storage import pattern as patterns
+from clipa.storage.patience import Patience
 from clipa.storage.pattern import redacted
 
 PART = 8 << 20
 """Bytes of one ranged read."""
-_GIVE_UP_S = 60.0
-"""How long one request may go without success. A range that arrives starts the clock anew."""
-_MAY_PASS = frozenset(
-    (errno.EIO, errno.EREMOTEIO, errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.ETIMEDOUT, errno.ECONNRESET, errno.EPIPE)
+_STREAM = 1 << 20
+_NO_CREDENTIALS = frozenset(
+    ["NoCredentialsError", "PartialCredentialsError", "TokenRetrievalError", "ProfileNotFound", "UnauthenticatedError"]
 )
-"""s3fs turns HTTP 500 into EREMOTEIO, 503 and SlowDown into EBUSY, and codes that it does not know into EIO."""
-_WIRE_ERRORS = frozenset(
-    [
-        "HTTPClientError",
-        "ConnectionError",
-        "IncompleteReadError",
-        "ResponseParserError",
-        "ClientConnectionError",
-        "ClientPayloadError",
-        "ServerDisconnectedError",
-    ]
-)
-"""Class names in botocore and aiohttp for trouble on the way (no import of either: other stores do not have them)."""
-_NO_CREDENTIALS = frozenset(["NoCredentialsError", "PartialCredentialsError", "TokenRetrievalError", "ProfileNotFound"])
+_REFUSED = frozenset(["ClientAuthenticationError", "PermissionDeniedError", "GatedRepoError", "UnauthenticatedError"])
+_ABSENT = frozenset(["ResourceNotFoundError", "NotFoundError", "RepositoryNotFoundError", "EntryNotFoundError"])
+"""Class names of azure, obstore and huggingface_hub, by what they mean."""
+_PACKAGES = "s3://, file://, memory://, http(s)://; gs:// with gcsfs, az:// with adlfs, hf:// with huggingface_hub"
 _T = TypeVar("_T")
 
 
+class NoRanges(Exception):
+    """The server sent more than the range that was asked for: it knows no ranges."""
+
+
 class Entry(NamedTuple):
-    """One object: its name relative to the store's URL, its size in bytes, and the store's word for its version."""
+    """One object: its name relative to the store's URL, its size in bytes, the store's word for its version, and
+    `kind:hex` of its bytes (`md5`, `sha256`) where the store tells one.
+    """
 
     name: str
     size: int
     version: str
+    digest: str = ""
 
 
 class Store:
@@ -63,7 +62,8 @@ class Store:
             url = "file://" + os.path.abspath(os.path.expanduser(url))
         self._base, self.pattern = patterns.split(url)
         self._secret = (url, source.endpoint)
-        self.scheme = url.partition("://")[0]
+        self.source = source
+        self.scheme = options.scheme_of(url)
         self.url = redacted(self._base)
         self._fs, self._root = self._open(source)
 
@@ -72,13 +72,13 @@ class Store:
 
         try:
             kind: type[Any] = fsspec.get_filesystem_class(self.scheme)
-            filesystem = kind(**_options(self.scheme, source))
+            filesystem = kind(**options.for_fsspec(source))
             return filesystem, str(kind._strip_protocol(self._base)).rstrip("/")
         except (ValueError, ImportError) as error:
             raise InputError(
                 f"cannot open {self.scheme}:// URLs: {redacted(str(error), *self._secret)}",
                 where=self.url,
-                allowed="s3://, file://, memory://, and every scheme whose fsspec package is installed (gcsfs, adlfs)",
+                allowed=_PACKAGES,
             ) from error
 
     def list(self) -> list[Entry]:
@@ -88,19 +88,34 @@ class Store:
             InputError: the URL does not exist or may not be read.
             StorageError: the store does not answer.
         """
-        found = self._call(lambda: self._fs.find(self._root, detail=True), self.url)
         fits = patterns.matcher(self.pattern) if self.pattern else bool
-        entries = []
-        for path, info in found.items():
-            name = str(path)[len(self._root) :].lstrip("/")
-            if fits(name):
-                entries.append(Entry(name, int(info.get("size") or 0), _version(str(path), info)))
+        entries = [entry for entry in self._found() if fits(entry.name)]
         absent = patterns.missing(self.pattern, (entry.name for entry in entries)) if self.pattern else []
         if absent:
             raise InputError(
                 f"{len(absent)} of the shards that the URL names are missing, first {absent[0]}", where=self.url
             )
         return sorted(entries)
+
+    def _found(self) -> Sequence[Entry]:
+        if self.scheme in ("http", "https"):
+            return self._found_by_http()
+        found = self._call(lambda: self._fs.find(self._root, detail=True), self.url)
+        return [self._entry(str(path), info) for path, info in found.items() if info.get("type") != "directory"]
+
+    def _found_by_http(self) -> Sequence[Entry]:
+        """Most servers list nothing, and where one does, the page has no sizes: each object is asked for."""
+        if self.pattern and not any(mark in self.pattern for mark in "*?["):
+            names = patterns.expand_braces(self.pattern)
+        else:
+            paths = self._call(lambda: self._fs.find(self._root + "/"), self.url)
+            names = [str(path)[len(self._root) :].lstrip("/") for path in paths]
+
+        def ask(name: str) -> Entry | None:
+            return self.entry(name) if self.exists(name) else None
+
+        with ThreadPoolExecutor(8) as pool:
+            return [entry for entry in pool.map(ask, names) if entry]
 
     def read(self, name: str) -> bytes:
         """A whole object."""
@@ -109,13 +124,26 @@ class Store:
     def entry(self, name: str) -> Entry:
         """Size and version of an object now."""
         path = self._path(name)
-        info = self._call(lambda: self._fs.info(path), self._shown(name))
-        return Entry(name, int(info.get("size") or 0), _version(path, info))
+        return self._entry(path, self._call(lambda: self._fs.info(path), self._shown(name)))
 
-    def chunks(self, name: str, size: int, start: int = 0) -> Iterator[bytes]:
-        """The bytes of an object of known size from `start` on, in parts of `PART`."""
+    def _entry(self, path: str, info: dict[str, Any]) -> Entry:
+        name = path[len(self._root) :].lstrip("/")
+        if info.get("size") is None:
+            raise StorageError("the store does not say how large it is", where=self._shown(name))
+        return Entry(name, int(info["size"]), _version(path, info), _digest(info))
+
+    def chunks(self, name: str, size: int, start: int = 0, version: str = "") -> Iterator[bytes]:
+        """The bytes of an object of known size from `start` on, in order, in pieces of at most `PART`.
+
+        `version` is what the object should have; only transports that can ask for a version look at it.
+        """
         for at in range(start, size, PART):
-            yield self.read_range(name, at, min(size, at + PART))
+            try:
+                data = self.read_range(name, at, min(size, at + PART))
+            except NoRanges:
+                yield from self._whole(name, size, at)
+                return
+            yield data
 
     def read_range(self, name: str, start: int, end: int) -> bytes:
         """Bytes start..end of an object, exactly so many."""
@@ -126,9 +154,43 @@ class Store:
                 return data
             if (size := self.entry(name).size) < end:
                 raise StorageError(f"it has {size:,} bytes, {end:,} were expected", where=self._shown(name))
+            if len(data) > end - start and self.scheme in ("http", "https"):
+                raise NoRanges
             raise TimeoutError(f"got {len(data)} of {end - start} bytes")
 
         return self._call(once, self._shown(name))
+
+    def _whole(self, name: str, size: int, at: int) -> Iterator[bytes]:
+        """The same from a server that knows no ranges: a read from its first byte, again when it breaks."""
+        patience = Patience()
+        while at < size:
+            try:
+                with self._fs.open(self._path(name), "rb", block_size=0) as file:
+                    left = at
+                    while left and (chunk := file.read(min(left, _STREAM))):
+                        left -= len(chunk)
+                    while at < size and (chunk := file.read(min(size - at, _STREAM))):
+                        at += len(chunk)
+                        patience.progress()
+                        yield chunk
+                if at < size:
+                    raise TimeoutError(f"the connection ended after {at} of {size} bytes")
+            except Exception as error:
+                if not patience.pause(error):
+                    raise self.translated(error, self._shown(name)) from error
+
+    def etag_is_md5(self, name: str) -> bool:
+        """Whether an ETag of S3 says anything of the bytes: those of objects under SSE-KMS and SSE-C do not."""
+        if self.scheme not in ("s3", "s3a"):
+            return True
+        bucket, _, key = self._path(name).partition("/")
+        try:
+            head: dict[str, Any] = self._fs.call_s3("head_object", Bucket=bucket, Key=key)
+        except Exception:
+            return True
+        return not str(head.get("ServerSideEncryption", "")).startswith("aws:kms") and not head.get(
+            "SSECustomerAlgorithm"
+        )
 
     def exists(self, name: str) -> bool:
         """Whether an object is there."""
@@ -161,28 +223,29 @@ class Store:
 
     def _call(self, work: Callable[[], _T], where: str) -> _T:
         """Do it, again with growing pauses while the trouble may pass, and in our words when it does not."""
-        deadline = time.monotonic() + _GIVE_UP_S
-        for again in range(1000):
+        patience = Patience()
+        while True:
             try:
                 return work()
-            except ClipaError:
+            except (ClipaError, NoRanges):
                 raise
             except Exception as error:
-                pause = random.uniform(0, min(8.0, 0.2 * 2**again))  # noqa: S311
-                if not _may_pass(error) or time.monotonic() + pause > deadline:
-                    raise self._ours(error, where) from error
-                time.sleep(pause)
-        raise AssertionError("unreachable")
+                if not patience.pause(error):
+                    raise self.translated(error, where) from error
 
-    def _ours(self, error: Exception, where: str) -> ClipaError:
+    def translated(self, error: Exception, where: str) -> ClipaError:
+        """A library's error in our words."""
+        if isinstance(error, ClipaError):
+            return error
         names = {kind.__name__ for kind in type(error).__mro__}
+        status = getattr(error, "status", None) or getattr(error, "status_code", None)
         # s3fs says "None" where the server gave a code and no sentence; botocore's own error names the code.
         said = redacted(str(error.__cause__ or error), *self._secret)
-        if isinstance(error, FileNotFoundError):
+        if isinstance(error, FileNotFoundError) or names & _ABSENT or status == 404:
             return InputError("there is nothing at this URL", where=where, hint="check the URL and the endpoint")
         if isinstance(error, PermissionError) and self.scheme == "file":
             return InputError("the file system refuses access", where=where, hint="check owner and mode of the path")
-        if isinstance(error, PermissionError) or names & _NO_CREDENTIALS:
+        if isinstance(error, PermissionError) or names & (_NO_CREDENTIALS | _REFUSED) or status in (401, 403):
             return InputError(
                 f"the store refuses access: {said}",
                 where=where,
@@ -191,46 +254,26 @@ class Store:
         return StorageError(f"the store failed: {type(error).__name__}: {said}", where=where)
 
 
-def _options(scheme: str, source: Dataset) -> dict[str, Any]:
-    if scheme not in ("s3", "s3a"):
-        return {"skip_instance_cache": True}
-    endpoint = source.endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
-    client: dict[str, Any] = {"region_name": source.region} if source.region else {}
-    # Stores other than AWS refuse the checksums that botocore adds by default (boto/boto3#4392).
-    config = {"request_checksum_calculation": "when_required", "response_checksum_validation": "when_required"}
-    return {
-        "anon": source.anonymous,
-        "profile": source.profile or None,
-        "endpoint_url": endpoint or None,
-        "client_kwargs": client,
-        "config_kwargs": {
-            "retries": {"max_attempts": 2},
-            # A stalled connection must fail well before `_GIVE_UP_S`, or nothing is tried again.
-            "connect_timeout": 10,
-            "read_timeout": 20,
-            **(config if endpoint else {}),
-        },
-        "use_listings_cache": False,
-        "skip_instance_cache": True,
-    }
-
-
 def _version(path: str, info: dict[str, Any]) -> str:
-    etag = info.get("ETag") or info.get("etag")
+    generation = info.get("generation")
+    etag = generation or info.get("ETag") or info.get("etag") or info.get("blob_id")
     if etag:
         return str(etag).strip('"')
     # A time tells versions of one object apart, not two objects: with its path, `a/0.tar` is never taken for `b/0.tar`.
-    stamp = info.get("mtime") or info.get("LastModified") or info.get("created") or ""
+    stamp = info.get("mtime") or info.get("LastModified") or info.get("Last-Modified") or info.get("created") or ""
     # memory:// says it as a number when listed and as a date when asked.
     return f"{stamp.timestamp() if isinstance(stamp, datetime) else stamp} {path}"
 
 
-def _may_pass(error: Exception) -> bool:
-    """Time-outs, resets and 5xx may pass; everything else will be the same the next time."""
-    if isinstance(error, TimeoutError | ConnectionError):
-        return True
-    if isinstance(error, OSError) and error.errno is not None:
-        return error.errno in _MAY_PASS
-    if type(error).__module__.partition(".")[0] not in ("aiohttp", "botocore", "aiobotocore"):
-        return False
-    return any(kind.__name__ in _WIRE_ERRORS for kind in type(error).__mro__)
+def _digest(info: dict[str, Any]) -> str:
+    """`kind:hex` where a store keeps a digest of the whole object: hf (LFS), GCS, Azure. Empty where it does not."""
+    lfs = info.get("lfs")
+    sha256 = (lfs.get("sha256") if isinstance(lfs, dict) else getattr(lfs, "sha256", "")) if lfs else ""
+    if sha256:
+        return f"sha256:{sha256}"
+    md5 = info.get("md5Hash") or (info.get("content_settings") or {}).get("content_md5")
+    try:
+        raw = base64.b64decode(md5) if isinstance(md5, str) else bytes(md5 or b"")
+    except (binascii.Error, ValueError):
+        return ""
+    return f"md5:{raw.hex()}" if len(raw) == 16 else ""

@@ -11,7 +11,7 @@ import pytest
 
 from clipa.errors import StorageError
 from clipa.spec.cluster import Dataset
-from clipa.storage import store as store_module
+from clipa.storage import patience
 from clipa.storage.manifest import Manifest, staged_folder
 from clipa.storage.part import Part, journal_of
 from clipa.storage.stage import stage
@@ -78,7 +78,7 @@ def test_after_kill_9_only_the_rest_is_read(tmp_path: Path, server: str, proxy: 
 def test_a_part_whose_store_fails_is_kept(
     tmp_path: Path, server: str, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store_module, "_GIVE_UP_S", 0.5)
+    monkeypatch.setattr(patience, "GIVE_UP_S", 0.5)
     source = Dataset(url=f"s3://{new_bucket(server)}/x", endpoint=proxy.url)
     manifest = write_shards(Store(source), 1, SIZE)
     proxy.faults = ["ok", *["500"] * 1000]

@@ -10,7 +10,7 @@ import pytest
 
 from clipa.errors import InputError, StorageError
 from clipa.spec.cluster import Dataset
-from clipa.storage import store as store_module
+from clipa.storage import patience
 from clipa.storage.dataset import index, publish_manifest
 from clipa.storage.manifest import Manifest, staged_folder
 from clipa.storage.stage import stage
@@ -80,17 +80,6 @@ def test_a_broken_wire_costs_time_and_no_bytes(
     assert parts(folder) == []
 
 
-def test_a_bit_that_flips_on_the_way_never_gets_a_name(
-    tmp_path: Path, source: Dataset, shards: Manifest, proxy: FaultProxy
-) -> None:
-    proxy.faults = ["flip"]
-    with pytest.raises(StorageError, match="SHA-256"):
-        stage(shards, source, str(tmp_path))
-    whole(staged_folder(str(tmp_path), shards.digest), shards)
-    assert stage(shards, source, str(tmp_path)).shards == 2
-    assert whole(staged_folder(str(tmp_path), shards.digest), shards) == 2
-
-
 def test_two_versions_of_an_object_are_not_mixed(tmp_path: Path, server: str, proxy: FaultProxy) -> None:
     """No checksums here: the ETag has to tell."""
     source = Dataset(url=f"s3://{new_bucket(server)}/x", endpoint=proxy.url)
@@ -130,7 +119,7 @@ def test_a_server_that_hangs_does_not_keep_a_run_from_leaving(
 def test_a_server_that_stays_broken_is_an_error(
     tmp_path: Path, source: Dataset, shards: Manifest, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store_module, "_GIVE_UP_S", 1.0)
+    monkeypatch.setattr(patience, "GIVE_UP_S", 1.0)
     proxy.faults = ["500"] * 1000
     with pytest.raises(StorageError, match="the store failed"):
         stage(shards, source, str(tmp_path))

@@ -21,6 +21,8 @@ DOORS = {
     "timm": {"clipa/model/towers.py"},
     "torchvision": {"clipa/model/torchvision_guard.py"},
     "sklearn": {"clipa/data/demo.py"},
+    "xxhash": {"clipa/storage/digest.py"},
+    "obstore": {"clipa/storage/fast.py"},
     "sqlite3": {"clipa/registry/index.py"},
 }
 HEAVY = ("torch", "numpy", "s3fs", "fsspec", "submitit", "sqlite3", "timm", "botocore", "aiohttp")

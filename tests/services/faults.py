@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import http.client
 import socket
+import ssl
 import struct
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Literal
 
-Fault = Literal["ok", "drop", "reset", "500", "503", "short", "flip", "stall"]
+Fault = Literal["ok", "drop", "reset", "refuse", "500", "503", "slow", "short", "flip", "stall", "whole"]
+"""`drop`, `reset`, `stall`: half of the body, then FIN, RST or silence. `refuse`: closed without an answer. `slow`: 503
+SlowDown. `short`: half of the body under a Content-Length that says so. `flip`: one bit. `whole`: the range ignored."""
 
 
 class FaultProxy(ThreadingHTTPServer):
@@ -19,8 +23,13 @@ class FaultProxy(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, upstream: str) -> None:
+    def __init__(self, upstream: str, pem: Path | None = None) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
+        self.scheme = "https" if pem else "http"
+        if pem:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(pem)
+            self.socket = context.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
         self.upstream = upstream.removeprefix("http://")
         self.faults: list[Fault] = []
         self.met: list[Fault] = []
@@ -32,7 +41,7 @@ class FaultProxy(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
+        return f"{self.scheme}://127.0.0.1:{self.server_address[1]}"
 
     def next_fault(self) -> Fault:
         with self._guard:
@@ -55,17 +64,31 @@ class _Handler(BaseHTTPRequestHandler):
         ranged = self.command == "GET" and "Range" in self.headers
         fault = self.server.next_fault() if ranged else "ok"
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        if fault in ("500", "503"):
-            self._answer(int(fault), [("Content-Type", "application/xml")], _ERRORS[fault])
+        if fault in _ERRORS:
+            status, document = _ERRORS[fault]
+            self._answer(status, [("Content-Type", "application/xml")], document)
             return
-        upstream = http.client.HTTPConnection(self.server.upstream, timeout=30)
-        upstream.request(self.command, self.path, body or None, dict(self.headers.items()))
-        answer = upstream.getresponse()
-        data = answer.read()
-        upstream.close()
+        if fault == "refuse":
+            self.close_connection = True
+            return
+        headers = {k: v for k, v in self.headers.items() if fault != "whole" or k.lower() != "range"}
+        try:
+            answer, data = self._upstream(body, headers)
+        except OSError:
+            self.close_connection = True  # the server behind is down: so is the way to it
+            return
         keep = [(k, v) for k, v in answer.getheaders() if k.lower() not in _OURS]
         length = len(data) if self.command != "HEAD" else int(answer.getheader("Content-Length") or 0)
         self._break(fault, answer.status, keep, data, length)
+
+    def _upstream(self, body: bytes, headers: dict[str, str]) -> tuple[http.client.HTTPResponse, bytes]:
+        connection = http.client.HTTPConnection(self.server.upstream, timeout=30)
+        try:
+            connection.request(self.command, self.path, body or None, headers)
+            answer = connection.getresponse()
+            return answer, answer.read()
+        finally:
+            connection.close()
 
     def _break(self, fault: Fault, status: int, headers: list[tuple[str, str]], data: bytes, length: int) -> None:
         if fault == "short":
@@ -100,15 +123,16 @@ class _Handler(BaseHTTPRequestHandler):
 
 _OURS = ("content-length", "transfer-encoding", "connection", "server", "date")
 _ERRORS = {
-    "500": b"<Error><Code>InternalError</Code><Message>broken</Message></Error>",
-    "503": b"<Error><Code>ServiceUnavailable</Code><Message>busy</Message></Error>",
+    "500": (500, b"<Error><Code>InternalError</Code><Message>broken</Message></Error>"),
+    "503": (503, b"<Error><Code>ServiceUnavailable</Code><Message>busy</Message></Error>"),
+    "slow": (503, b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"),
 }
 
 
 @contextmanager
-def fault_proxy(upstream: str) -> Iterator[FaultProxy]:
-    """A proxy in front of `upstream` (http://host:port) for as long as the block lasts."""
-    proxy = FaultProxy(upstream)
+def fault_proxy(upstream: str, pem: Path | None = None) -> Iterator[FaultProxy]:
+    """A proxy in front of `upstream` (http://host:port) for as long as the block lasts; with `pem` it speaks HTTPS."""
+    proxy = FaultProxy(upstream, pem)
     thread = threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     try:

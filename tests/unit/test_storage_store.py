@@ -12,7 +12,7 @@ import pytest
 from clipa.errors import ClipaError, InputError, StorageError
 from clipa.spec.cluster import Dataset
 from clipa.storage import manifest as manifests
-from clipa.storage import store as store_module
+from clipa.storage import patience
 from clipa.storage.dataset import index, publish_manifest, require_safe, side_file
 from clipa.storage.manifest import Manifest, Shard
 from clipa.storage.store import Store
@@ -92,7 +92,7 @@ def test_no_shards_says_what_is_there(url: str) -> None:
 
 
 def test_an_unreachable_store_fails_without_the_password(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "_GIVE_UP_S", 0.2)
+    monkeypatch.setattr(patience, "GIVE_UP_S", 0.2)
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "k")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hush")
     source = Dataset(url="s3://me:hush@b/x", endpoint="http://me:hush@127.0.0.1:9/")
