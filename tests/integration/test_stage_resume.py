@@ -115,7 +115,7 @@ def test_a_torn_part_is_no_help_and_no_harm(tmp_path: Path, local: Dataset, harm
     if harm == "no journal":
         journal_of(left).unlink()
     if harm == "torn journal":
-        os.truncate(journal_of(left), 100)
+        os.truncate(journal_of(left), 60)
     if harm == "junk":
         (folder / ".junk.part").write_bytes(b"x")
     kept = {"cut": PART, "no journal": 0, "torn journal": PART, "junk": 2 * PART}[harm]
@@ -159,4 +159,4 @@ def test_torn_receipts_cost_a_hash_and_nothing_else(tmp_path: Path, local: Datas
     receipts = staged_folder(cache, manifest.digest) / ".receipts.jsonl"
     receipts.write_bytes(b"\xff{torn" + receipts.read_bytes()[:20])
     assert stage(manifest, local, cache).fetched_bytes == 0
-    assert receipts.read_bytes().count(b'"sha256"') == 2
+    assert receipts.read_bytes().count(b'"xxh3"') == 2
