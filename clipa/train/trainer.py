@@ -12,8 +12,9 @@ from torch.nn.parallel import DistributedDataParallel
 from clipa.attempt.devices import Ranks, autocast, precision_of
 from clipa.attempt.process import RESUMABLE, Session
 from clipa.attempt.weights import Found, read_tensors, resolve
+from clipa.data.augment import Colours
 from clipa.data.pinned import open_pinned
-from clipa.data.pipeline import Batch, normalise, train_batches
+from clipa.data.pipeline import Batch, train_batches
 from clipa.errors import TrainError
 from clipa.eval.evaluator import Evaluator
 from clipa.model.clip import Clip
@@ -42,6 +43,7 @@ class Trainer:
         card = card_of(self.plan)
         model = Clip(self.plan.model, card.image_size, card.text_tokens, card.positions, card.loss)
         self.model = model.to(ranks.device)
+        self.colours = Colours(self.phase.image, self.plan.seed, ranks.device)
         self.selection = PatchSelection(self.phase.image, self.plan.model.image.patch, self.plan.seed, ranks.device)
         self.loss = LOSSES[self.phase.loss]
         self.optimizer = make_optimizer(self.model, self.phase.optim, ranks.device)
@@ -87,8 +89,7 @@ class Trainer:
 
     def _forward(self, batch: Batch) -> ClipOutput:
         """Samples through the towers. Every random choice about one is a function of its position, so it can repeat."""
-        images = normalise(batch.images, self.phase.image.mean, self.phase.image.std)
-        kept = self.selection(batch.positions)
+        images, kept = self.colours(batch.images, batch.positions), self.selection(batch.positions)
         with autocast(self.precision, self.ranks.device):
             output: ClipOutput = self.parallel(images, batch.tokens, kept)
         return output
