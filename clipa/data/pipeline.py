@@ -7,6 +7,7 @@ function of (manifest, phase, seed, n, rank, world), and the shares of all ranks
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +23,8 @@ from clipa.data.tokenizer import tokenizer
 from clipa.errors import ConfigError, DataError
 from clipa.reduction.draws import Draws, Purpose
 from clipa.reduction.image import decoded_size
-from clipa.spec.inputs import ImageInput
+from clipa.reduction.text import TokenSelection
+from clipa.spec.inputs import ImageInput, TextInput
 from clipa.spec.job import TrainPhase
 
 __all__ = ["Batch", "ShardSet", "normalise", "open_shards", "train_batches"]
@@ -56,7 +58,7 @@ class _TrainShare:
         self._order = Order(reader.sizes(), seed)
         self._image: ImageInput = phase.image
         self._size = decoded_size(phase.image)
-        self._tokens = phase.text.tokens
+        self._text = phase.text
         self._seed = seed
         self._share = phase.batch // world
         self._first = rank * self._share
@@ -73,7 +75,7 @@ class _TrainShare:
             firsts += faults[:1]
         return Batch(
             channels_first(images),
-            tokenizer(self._words).encode(captions, self._tokens),
+            _selection(self._words, self._text, self._seed)(captions, range(start, start + self._share)),
             torch.arange(start, start + self._share),
             replaced=len(firsts),
             examples="; ".join(firsts[:_EXAMPLES]),
@@ -96,6 +98,12 @@ class _TrainShare:
             where=f"position {position}",
             hint="check the shards: images must be jpg, png or webp, captions txt or json",
         )
+
+
+@lru_cache(maxsize=4)
+def _selection(words: str, text: TextInput, seed: int) -> TokenSelection:
+    """One per process: its tokenizer's memory of words does not travel."""
+    return TokenSelection(tokenizer(words), text, seed)
 
 
 def train_batches(
@@ -139,7 +147,7 @@ def train_batches(
             allowed=f"a multiple of {world}, such as {max(1, phase.batch // world) * world}",
         )
     share = _TrainShare(Reader(shards, Part.CAPTION), phase, tokenizer_name, seed, rank, world)
-    tokenizer(tokenizer_name)  # loaded once here, inherited by forked workers
+    _selection(tokenizer_name, phase.text, seed)  # loaded once here, inherited by forked workers
     if rank == 0:
         tell_skipped(shards.folder, shards.skipped, shards.samples)
     return _judged(load(share, range(start_step, stop_step), workers, pin), Faults(shards.folder))

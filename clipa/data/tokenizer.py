@@ -5,13 +5,16 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 
 from clipa.data.open_clip_file import open_clip_file
 from clipa.errors import ConfigError, did_you_mean
-from clipa.reduction.text import truncate
+from clipa.reduction.text import TokenSelection, Word
+from clipa.spec.inputs import TextInput
+
+T = TypeVar("T")
 
 _CACHED_WORDS = 200_000
 """Words whose ids are remembered (about 40 MB); the memory is emptied when full, which changes no id."""
@@ -42,24 +45,32 @@ class Tokenizer:
         self._merge: Callable[[str], str] = source.bpe
         self._pieces = source.pat.finditer
         self._special = dict(source.cache)
-        self._known: dict[str, tuple[int, ...]] = {}
+        self._known: dict[str, tuple[Word, ...]] = {}
+        self._known_ids: dict[str, tuple[int, ...]] = {}
         self.start = int(source.sot_token_id)
         self.end = int(source.eot_token_id)
         self.vocabulary = int(source.vocab_size)
 
     def encode(self, captions: Sequence[str], tokens: int) -> torch.Tensor:
-        """Token ids of captions, int64 [len(captions), tokens]: start, words, end, zeros (see `truncate`)."""
-        rows = [truncate(self._ids(text, tokens - 2), tokens, start=self.start, end=self.end) for text in captions]
-        return torch.tensor(rows, dtype=torch.int64).reshape(len(rows), tokens)
+        """Token ids of captions, int64 [len(captions), tokens]: start, the first words, end, zeros."""
+        return TokenSelection(self, TextInput(tokens=tokens))(captions)
 
-    def _ids(self, text: str, enough: int) -> list[int]:
-        """At least `enough` ids of a text's start, or all that it has."""
+    def ids(self, text: str, enough: int) -> list[int]:
+        """At least the first `enough` ids of a text, or all that it has."""
         found: list[int] = []
         for word in self._cleaned(text).split():
-            ids = self._known.get(word)
-            found.extend(self._learn(word) if ids is None else ids)
+            ids = self._known_ids.get(word)
+            found.extend(self._learn_ids(word) if ids is None else ids)
             if len(found) >= enough:
                 break
+        return found
+
+    def words(self, text: str) -> list[Word]:
+        """All words of a text: runs of letters, single digits, runs of other signs, as CLIP's pattern has them."""
+        found: list[Word] = []
+        for word in self._cleaned(text).split():
+            known = self._known.get(word)
+            found.extend(self._learn(word) if known is None else known)
         return found
 
     def _cleaned(self, text: str) -> str:
@@ -69,13 +80,15 @@ class Tokenizer:
             return text.lower()
         return self._clean(text)
 
-    def _learn(self, word: str) -> tuple[int, ...]:
-        """The ids of what stands between two spaces: no piece of open_clip's pattern reaches over a space."""
-        ids = tuple(id_ for match in self._pieces(word) for id_ in self._piece_ids(match.group()))
-        if len(word) <= _SHORT_WORD:
-            if len(self._known) >= _CACHED_WORDS:
-                self._known.clear()
-            self._known[word] = ids
+    def _learn(self, word: str) -> tuple[Word, ...]:
+        """The words in what stands between two spaces: no piece of open_clip's pattern reaches over a space."""
+        found = tuple(Word(match.group(), tuple(self._piece_ids(match.group()))) for match in self._pieces(word))
+        _remember(self._known, word, found)
+        return found
+
+    def _learn_ids(self, word: str) -> tuple[int, ...]:
+        ids = tuple(id_ for piece in self._learn(word) for id_ in piece.ids)
+        _remember(self._known_ids, word, ids)
         return ids
 
     def _piece_ids(self, piece: str) -> list[int]:
@@ -87,6 +100,13 @@ class Tokenizer:
             if symbols not in self._special:
                 self._source.cache.pop(symbols, None)  # it has no bound, and the word is remembered here
         return [self._source.encoder[part] for part in parts]
+
+
+def _remember(memory: dict[str, T], word: str, value: T) -> None:
+    if len(word) <= _SHORT_WORD:
+        if len(memory) >= _CACHED_WORDS:
+            memory.clear()
+        memory[word] = value
 
 
 def merged(symbols: str, ranks: dict[tuple[str, str], int]) -> list[str]:

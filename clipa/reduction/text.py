@@ -1,20 +1,139 @@
-"""Text reductions: which tokens of a caption are kept. `truncate` keeps the first ones (arXiv 2305.07017, 3.1)."""
+"""Text reductions: which tokens of a caption are kept. Their order always stays (arXiv 2305.07017, section 3.1).
+
+`truncate`  the first ones.
+`random`    any, drawn for each sample.
+`block`     a contiguous run; where it starts is drawn for each sample, the last possible start included.
+`syntax`    whole words, nouns before adjectives before verbs before all others, and of equals the first.
+
+A caption that fits is kept whole. What is kept is a pure function of (seed, position, caption, input).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple, Protocol
+
+import torch
+
+from clipa.reduction.draws import Draws, Purpose
+from clipa.reduction.nltk_tagger import Tagger, nltk_tagger
+from clipa.reduction.wordclass import WordClass, class_of
+from clipa.spec.inputs import TextInput
 
 
-def truncate(ids: Sequence[int], tokens: int, *, start: int, end: int) -> list[int]:
-    """Start token, the caption's first ids, end token, then zeros: exactly `tokens` entries.
+class Word(NamedTuple):
+    """A word as its tokenizer splits a text (in lower case, punctuation apart), and its token ids."""
 
-    A caption that is too long is cut, and its last entry is the end token, as in CLIP's own tokenizer.
+    text: str
+    ids: tuple[int, ...]
+
+
+class Tokenizer(Protocol):
+    """What the reductions need of a tokenizer. `end` is None where the family has no end token (CLIPA-v2)."""
+
+    @property
+    def start(self) -> int:
+        """Id of the first token of every row."""
+
+    @property
+    def end(self) -> int | None:
+        """Id of the token behind the last word."""
+
+    def ids(self, text: str, enough: int) -> Sequence[int]:
+        """At least the first `enough` ids of a text, or all that it has, without start and end token."""
+
+    def words(self, text: str) -> Sequence[Word]:
+        """All words of a text; their ids, one after another, are the ids of the text."""
+
+
+def row_of(ids: Sequence[int], tokens: int, start: int, end: int | None) -> list[int]:
+    """Start token, ids, end token where there is one, then zeros: exactly `tokens` entries.
+
+    Ids that do not fit are cut, and the last entry is the end token, as in CLIP's own tokenizer.
+    """
+    row = [start, *ids[: tokens - 1]] if end is None else [start, *ids[: tokens - 2], end]
+    return row + [0] * (tokens - len(row))
+
+
+class TokenSelection:
+    """Captions to rows of token ids. Made once, called with every batch.
 
     Args:
-        ids: the caption without start and end token; entries beyond `tokens - 2` are not looked at.
-        tokens: length of the row, start and end included; at least 2.
-        start: id of the start token.
-        end: id of the end token.
+        tokenizer: of the model's family.
+        text: length of a row, start and end token included, and the reduction.
+        seed: of the run.
     """
-    row = [start, *ids[: tokens - 2], end]
-    return row + [0] * (tokens - len(row))
+
+    def __init__(self, tokenizer: Tokenizer, text: TextInput, seed: int = 0) -> None:
+        self._tokenizer = tokenizer
+        self._tokens = text.tokens
+        self._room = text.tokens - (1 if tokenizer.end is None else 2)
+        self._seed = seed
+        self._keep: Callable[[str, int], Sequence[int]] = {
+            "truncate": self._truncate,
+            "random": self._random,
+            "block": self._block,
+            "syntax": self._by_table,
+        }[text.reduction]
+        if text.reduction == "syntax" and text.tagger == "nltk":
+            self._keep = partial(self._by_sentence, nltk_tagger())
+
+    def __call__(self, captions: Sequence[str], positions: Sequence[int] = ()) -> torch.Tensor:
+        """Token ids, int64 [len(captions), tokens].
+
+        Args:
+            captions: any text, also none, emoji, or far too much of it.
+            positions: of the samples in the stream; `random` and `block` draw by them. None: 0, 1, 2, ...
+        """
+        start, end = self._tokenizer.start, self._tokenizer.end
+        places = positions if len(positions) else range(len(captions))
+        rows = [
+            row_of(self._keep(caption, place), self._tokens, start, end)
+            for caption, place in zip(captions, places, strict=True)
+        ]
+        return torch.tensor(rows, dtype=torch.int64).reshape(len(rows), self._tokens)
+
+    def _truncate(self, caption: str, _position: int) -> Sequence[int]:
+        return self._tokenizer.ids(caption, self._room)
+
+    def _random(self, caption: str, position: int) -> Sequence[int]:
+        ids = self._tokenizer.ids(caption, sys.maxsize)
+        if len(ids) <= self._room:
+            return ids
+        return [ids[place] for place in _some(len(ids), self._room, self._draws(position))]
+
+    def _block(self, caption: str, position: int) -> Sequence[int]:
+        ids = self._tokenizer.ids(caption, sys.maxsize)
+        first = self._draws(position).integer(len(ids) - self._room + 1) if len(ids) > self._room else 0
+        return ids[first : first + self._room]
+
+    def _by_table(self, caption: str, _position: int) -> Sequence[int]:
+        words = self._tokenizer.words(caption)
+        if len(words) > self._room:
+            places = foremost([class_of(word.text) for word in words], self._room)
+            words = [words[place] for place in places]
+        return [id_ for word in words for id_ in word.ids]
+
+    def _by_sentence(self, tag: Tagger, caption: str, _position: int) -> Sequence[int]:
+        tagged = tag(caption)
+        places = foremost([kind for _, kind in tagged], self._room)
+        return [id_ for place in places for id_ in self._tokenizer.ids(tagged[place][0], sys.maxsize)]
+
+    def _draws(self, position: int) -> Draws:
+        return Draws(self._seed, position, Purpose.KEPT_WORDS)
+
+
+def _some(count: int, kept: int, draws: Draws) -> list[int]:
+    """`kept` of the numbers 0..count-1, every set as likely, in order (Floyd; Bentley, CACM 1987)."""
+    chosen: set[int] = set()
+    for last in range(count - kept, count):
+        place = draws.integer(last + 1)
+        chosen.add(last if place in chosen else place)
+    return sorted(chosen)
+
+
+def foremost(classes: Sequence[WordClass], kept: int) -> list[int]:
+    """Places of the `kept` words that come first by class, and of one class by place; in the order of the text."""
+    return sorted(sorted(range(len(classes)), key=classes.__getitem__)[:kept])

@@ -23,6 +23,7 @@ DOORS = {
     "sklearn": {"clipa/data/demo.py"},
     "xxhash": {"clipa/storage/digest.py"},
     "obstore": {"clipa/storage/fast.py"},
+    "nltk": {"clipa/reduction/nltk_tagger.py"},
     "sqlite3": {"clipa/registry/index.py"},
 }
 HEAVY = ("torch", "numpy", "s3fs", "fsspec", "submitit", "sqlite3", "timm", "botocore", "aiohttp")

@@ -70,7 +70,7 @@ def test_ids_equal_open_clips_own(tokens: int) -> None:
 def test_plain_ascii_is_cleaned_as_open_clip_does(text: str) -> None:
     found = tokenizer("clip-bpe")
     assert found._cleaned(text).split() == found._clean(text).split(" ") or not found._clean(text)
-    assert found._ids(text, 1000) == _SOURCE.encode(text)
+    assert found.ids(text, 1000) == _SOURCE.encode(text)
 
 
 def test_a_full_memory_changes_no_id(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,6 +80,7 @@ def test_a_full_memory_changes_no_id(monkeypatch: pytest.MonkeyPatch) -> None:
     small = Tokenizer()
     assert torch.equal(small.encode(texts, 32), expected)
     assert len(small._known) <= 50
+    assert len(small._known_ids) <= 50
     assert len(small._source.cache) == 2  # the special tokens only: open_clip's own memory has no bound
 
 
@@ -89,6 +90,19 @@ def test_queue_merges_like_open_clip(word: str) -> None:
     expected = tokenizer("clip-bpe")._merge(word).split(" ")
     source.cache.pop(word, None)
     assert merged(word, source.bpe_ranks) == expected
+
+
+@given(st.text(max_size=60))
+def test_words_hold_the_ids_of_the_text(text: str) -> None:
+    found = tokenizer("clip-bpe")
+    words = found.words(text)
+    assert [id_ for word in words for id_ in word.ids] == found.ids(text, 10_000)
+    assert all(word.text and word.ids for word in words)
+
+
+def test_words_are_split_at_signs() -> None:
+    found = [word.text for word in tokenizer("clip-bpe").words("A T-shirt, 42 dogs; it's 🙂!")]
+    assert found == ["a", "t", "-", "shirt", ",", "4", "2", "dogs", ";", "it", "'s", "🙂!"]
 
 
 def test_no_captions_gives_no_rows() -> None:

@@ -6,13 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clipa.model.clip import Clip
-from clipa.reduction.image import PatchSelection, gather_patches, spread
+from clipa.reduction.image import PatchSelection, decoded_size, gather_patches, spread
 from clipa.spec.inputs import ImageInput
 from clipa.spec.model import ImageTower, Model, TextTower
-from clipa.spec.tokens import settled, window_of
+from clipa.spec.tokens import kept_tokens, settled, window_of
 
 KINDS = ("random", "grid", "block")
-FOURS = {"random": 49, "grid": 49, "block": 49}
 
 
 def kept(reduction: str, size: int, tokens: int, positions: list[int], seed: int = 0) -> list[list[int]]:
@@ -31,6 +30,12 @@ def possible(reduction: str, grid: int) -> list[int]:
         except ValueError:
             pass
     return found
+
+
+@given(st.integers(1, 16), st.integers(1, 32))
+def test_a_resized_image_has_the_tokens_of_the_budget(side: int, patch: int) -> None:
+    image = ImageInput(size=side * patch)
+    assert (decoded_size(image) // patch) ** 2 == kept_tokens(image, patch) == side**2
 
 
 @pytest.mark.parametrize("reduction", KINDS)
