@@ -1,4 +1,4 @@
-"""The index of one shard: where each sample's image, caption and label lie in the tar file. One walk over the headers.
+"""The index of one shard: where the parts of each sample lie in the tar file. One walk over the headers.
 
 It is kept beside the staged shard as `<shard>.index`: a line of JSON (counts, the shard's size and modification time,
 a checksum), one fixed-size row a sample, then the keys. A torn or outdated file is rebuilt.
@@ -22,11 +22,12 @@ from clipa.errors import DataError
 from clipa.registry.run_dir import write_whole
 from clipa.spec.plan import Record
 
-SCHEMA = 1
+SCHEMA = 2
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
 CAPTIONS = ("txt", "json")
 LABELS = ("cls",)
+TARGETS = ("npy",)
 """Extensions that are read, the preferred one first."""
 
 
@@ -36,23 +37,26 @@ class Part(IntEnum):
     IMAGE = 0
     CAPTION = 1
     LABEL = 2
+    TARGET = 3
 
 
-_PARTS = {Part.IMAGE: IMAGES, Part.CAPTION: CAPTIONS, Part.LABEL: LABELS}
+_PARTS = {Part.IMAGE: IMAGES, Part.CAPTION: CAPTIONS, Part.LABEL: LABELS, Part.TARGET: TARGETS}
 _PART_OF = {extension: (part, rank) for part, names in _PARTS.items() for rank, extension in enumerate(names)}
 
-_ROW = np.dtype([("offset", "<i8", (3,)), ("size", "<i8", (3,)), ("kind", "u1", (3,)), ("key_end", "<u4")])
+_N = len(Part)
+_ROW = np.dtype([("offset", "<i8", (_N,)), ("size", "<i8", (_N,)), ("kind", "u1", (_N,)), ("key_end", "<u4")])
 _ABSENT = 255
 
 
 class Counts(Record, frozen=True, kw_only=True):
-    """What a shard holds: samples with an image and a caption, with an image and a label, and with neither pair.
+    """What a shard holds: samples with an image and a caption, a label or a target, and those with none of these pairs.
 
     `members` counts the files by extension, the 20 most frequent ones.
     """
 
     captioned: int
     labelled: int
+    targeted: int
     skipped: int
     members: dict[str, int]
 
@@ -68,7 +72,7 @@ class _Header(Record, frozen=True, kw_only=True):
 
 
 class ShardIndex:
-    """The samples of one shard, in the order of the tar file. Only those with an image and a caption or label."""
+    """The samples of one shard, in the order of the tar file. Only those with an image and something to it."""
 
     def __init__(self, shard: Path, rows: NDArray[np.void], keys: bytes, counts: Counts) -> None:
         self.shard = shard
@@ -79,6 +83,10 @@ class ShardIndex:
     def having(self, part: Part) -> NDArray[np.int64]:
         """Numbers of the samples that have a part (besides the image)."""
         return np.flatnonzero(self._rows["kind"][:, part] != _ABSENT).astype(np.int64)
+
+    def has(self, row: int, part: Part) -> bool:
+        """Whether a sample has a part."""
+        return bool(self._rows["kind"][row, part] != _ABSENT)
 
     def key(self, row: int) -> str:
         """The sample's key."""
@@ -187,7 +195,7 @@ class _Sample:
     __slots__ = ("kind", "offset", "seen", "size")
 
     def __init__(self) -> None:
-        self.offset, self.size, self.kind = [0, 0, 0], [0, 0, 0], [_ABSENT] * 3
+        self.offset, self.size, self.kind = [0] * _N, [0] * _N, [_ABSENT] * _N
         self.seen: set[str] = set()
 
     def add(self, extension: str, member: tarfile.TarInfo) -> bool:
@@ -202,7 +210,7 @@ class _Sample:
 
     @property
     def usable(self) -> bool:
-        return self.kind[Part.IMAGE] != _ABSENT and min(self.kind[Part.CAPTION], self.kind[Part.LABEL]) != _ABSENT
+        return self.kind[Part.IMAGE] != _ABSENT and min(self.kind[Part.CAPTION :]) != _ABSENT
 
 
 def build_index(shard: Path) -> ShardIndex:
@@ -223,6 +231,7 @@ def build_index(shard: Path) -> ShardIndex:
     counts = Counts(
         captioned=int(np.count_nonzero(rows["kind"][:, Part.CAPTION] != _ABSENT)),
         labelled=int(np.count_nonzero(rows["kind"][:, Part.LABEL] != _ABSENT)),
+        targeted=int(np.count_nonzero(rows["kind"][:, Part.TARGET] != _ABSENT)),
         skipped=len(samples) - len(usable),
         members=dict(members.most_common(20)),
     )

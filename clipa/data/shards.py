@@ -8,6 +8,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from io import BytesIO
 from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +17,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from clipa.data.index import CAPTIONS, IMAGES, LABELS, Counts, Part, ShardIndex, load_counts, load_index
+from clipa.data.index import CAPTIONS, IMAGES, LABELS, TARGETS, Counts, Part, ShardIndex, load_counts, load_index
 from clipa.errors import DataError, StorageError
 from clipa.storage.manifest import Manifest
 
@@ -25,6 +26,8 @@ _OPEN_SHARDS = 32
 
 _MAX_PART = 256 << 20
 """Bytes of one image, caption or label that are read at most: more is a broken shard, not a sample."""
+
+_COUNTED = {Part.CAPTION: "captioned", Part.LABEL: "labelled", Part.TARGET: "targeted"}
 
 
 class Sample(NamedTuple):
@@ -50,8 +53,8 @@ class ShardSet:
 
     @property
     def samples(self) -> int:
-        """Samples that can be used: with an image and a caption, or where there are none, with an image and a label."""
-        return sum(self.sizes(Part.CAPTION)) or sum(self.sizes(Part.LABEL))
+        """Samples that can be used: with an image and a caption, or where there are none, a label, else a target."""
+        return sum(self.sizes(Part.CAPTION)) or sum(self.sizes(Part.LABEL)) or sum(self.sizes(Part.TARGET))
 
     @property
     def skipped(self) -> int:
@@ -60,7 +63,7 @@ class ShardSet:
 
     def sizes(self, part: Part) -> list[int]:
         """Samples of each shard that have an image and this part."""
-        return [count.captioned if part is Part.CAPTION else count.labelled for count in self.counts]
+        return [getattr(count, _COUNTED[part]) for count in self.counts]
 
     def require(self, part: Part) -> None:
         """Refuse a dataset without a single sample of that kind.
@@ -74,7 +77,7 @@ class ShardSet:
         for count in self.counts:
             found.update(count.members)
         names = ", ".join(f".{name} ({number})" for name, number in found.most_common(10)) or "none"
-        needed = CAPTIONS if part is Part.CAPTION else LABELS
+        needed = {Part.CAPTION: CAPTIONS, Part.LABEL: LABELS, Part.TARGET: TARGETS}[part]
         raise DataError(
             f"no sample has both an image and a {part.name.lower()}; members found: {names}",
             where=self.folder,
@@ -170,6 +173,17 @@ class Reader:
         other, extension = self._bytes(shard, row, self._part)
         return Sample(shard.index.key(row), image, other, extension)
 
+    def other(self, number: int, part: Part) -> bytes:
+        """The bytes of another part of sample `number`.
+
+        Raises:
+            DataError: the sample has none.
+        """
+        shard, row = self._find(number)
+        if not shard.index.has(row, part):
+            raise DataError(f"the sample has no {part.name.lower()}", where=self.where(number), allowed="npy")
+        return self._bytes(shard, row, part)[0]
+
     def _find(self, number: int) -> tuple[_Open, int]:
         at = bisect.bisect_right(self._ends, number)
         first = self._ends[at - 1] if at else 0
@@ -205,6 +219,10 @@ class _Json(msgspec.Struct):
     caption: str | None = None
 
 
+class _Captions(msgspec.Struct):
+    caption: str | list[str]
+
+
 def caption_of(sample: Sample) -> str:
     """The caption: the text of `txt`, or the "caption" of `json`. Bytes that are no UTF-8 become U+FFFD.
 
@@ -220,6 +238,45 @@ def caption_of(sample: Sample) -> str:
     if caption is None:
         raise DataError('the json member has no "caption"', where=sample.key)
     return caption
+
+
+def captions_of(sample: Sample) -> tuple[str, ...]:
+    """The captions of an image that has several: the lines of `txt`, or the "caption" of `json`, a list or one.
+
+    Raises:
+        DataError: none, an empty one, or JSON without captions.
+    """
+    if sample.extension == "txt":
+        found = sample.other.decode("utf-8", "replace").splitlines()
+    else:
+        try:
+            said = msgspec.json.decode(sample.other, type=_Captions).caption
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            raise DataError(f"the json member is not usable ({error})", where=sample.key) from error
+        found = [said] if isinstance(said, str) else said
+    if not found or not all(caption.strip() for caption in found):
+        raise DataError(
+            "an image without a caption" if not found else "one of the captions is empty",
+            where=sample.key,
+            allowed="txt with one caption a line",
+        )
+    return tuple(found)
+
+
+def vector_of(data: bytes, where: str) -> NDArray[np.float64]:
+    """The numbers of a `npy` member, one dimension. Objects in it are never unpickled.
+
+    Raises:
+        DataError: no such file, of another shape, or with numbers that are not finite.
+    """
+    try:
+        found = np.lib.format.read_array(BytesIO(data), allow_pickle=False)
+        vector = np.asarray(found, dtype=np.float64)
+    except (ValueError, TypeError, EOFError, OSError, MemoryError, SyntaxError) as error:
+        raise DataError(f"the npy member cannot be read ({error})", where=where) from error
+    if vector.ndim != 1 or not np.isfinite(vector).all():
+        raise DataError(f"npy holds an array of shape {list(vector.shape)}", where=where, allowed="a vector of numbers")
+    return vector
 
 
 def label_of(sample: Sample) -> int:

@@ -10,9 +10,11 @@ import msgspec
 import clipa
 from clipa.attempt.devices import Ranks
 from clipa.data.scored import View
+from clipa.errors import DataError
 from clipa.eval.job import Bench, Job, Outcome
 from clipa.eval.prompts import settled
-from clipa.eval.zeroshot import classify
+from clipa.eval.retrieval import associate, retrieve
+from clipa.eval.zeroshot import classify, multilabel
 from clipa.model.clip import Clip
 from clipa.registry import events
 from clipa.registry.run_dir import RunDir, write_whole
@@ -24,7 +26,12 @@ from clipa.spec.model import Model
 from clipa.spec.plan import Plan, Record
 
 SCHEMA = 2
-_TASKS: dict[Task, Callable[[Job], Outcome]] = {"classification": classify}
+_TASKS: dict[Task, Callable[[Job], Outcome]] = {
+    "classification": classify,
+    "multilabel": multilabel,
+    "retrieval": retrieve,
+    "association": associate,
+}
 
 
 class Result(Record, frozen=True, kw_only=True):
@@ -110,6 +117,11 @@ class Evaluator:
         outcome = _TASKS[job.data.task](job)
         card, data, prompts = job.bench.card, job.data, settled(job.data)
         metric = data.metric or MAIN_METRICS[data.task]
+        if metric not in outcome.metrics:
+            raise DataError(
+                f"{metric} cannot be computed of this set", where=f"evaluation set {job.name}",
+                allowed=", ".join(outcome.metrics), hint="top5 needs five classes; give another metric in the recipe",
+            )  # fmt: skip
         return Result(
             set=job.name,
             task=data.task,

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 
 from clipa.attempt.devices import Ranks, autocast
+from clipa.data.faults import tell_skipped
 from clipa.data.pinned import open_pinned, pinned_manifest
 from clipa.data.pipeline import normalise
-from clipa.data.scored import View
+from clipa.data.scored import ScoredBatch, Source, View, scored_batches
 from clipa.data.shards import ShardSet
 from clipa.data.tokenizer import tokenizer
 from clipa.model.clip import Clip
@@ -19,6 +20,9 @@ from clipa.registry.run_dir import RunDir
 from clipa.spec.card import Card
 from clipa.spec.plan import Data, EvalData, Plan
 from clipa.storage.manifest import Manifest
+
+T = TypeVar("T")
+_TEXTS_AT_ONCE = 1024
 
 
 class Outcome(NamedTuple):
@@ -57,7 +61,8 @@ class Bench(NamedTuple):
     def shards(self, data: Data) -> ShardSet:
         """The staged shards of a dataset; the first rank writes their indices, the others then read them."""
         if self.ranks.is_first:
-            open_pinned(self.run, self.plan, data.manifest)
+            found = open_pinned(self.run, self.plan, data.manifest)
+            tell_skipped(found.folder, found.skipped, found.samples)
         self.ranks.barrier()
         return open_pinned(self.run, self.plan, data.manifest)
 
@@ -68,9 +73,13 @@ class Bench(NamedTuple):
 
     def text_features(self, texts: list[str]) -> torch.Tensor:
         """Normalised features [n, embed_dim] of texts, tokenised as the weights were trained."""
-        tokens = tokenizer(self.card.model.text.tokenizer).encode(texts, self.card.text_tokens)
-        with autocast(self.precision, self.ranks.device):
-            return self.model.encode_text(tokens.to(self.ranks.device))
+        parts = [torch.zeros((0, self.card.model.embed_dim), device=self.ranks.device)]
+        for start in range(0, len(texts), _TEXTS_AT_ONCE):
+            some = texts[start : start + _TEXTS_AT_ONCE]
+            tokens = tokenizer(self.card.model.text.tokenizer).encode(some, self.card.text_tokens)
+            with autocast(self.precision, self.ranks.device):
+                parts.append(self.model.encode_text(tokens.to(self.ranks.device)))
+        return torch.cat(parts)
 
 
 class Job(NamedTuple):
@@ -80,3 +89,16 @@ class Job(NamedTuple):
     data: EvalData
     view: View
     bench: Bench
+
+    def batches(self, source: Source[T]) -> Iterator[ScoredBatch[T]]:
+        """The samples of this rank, at the job's view."""
+        bench = self.bench
+        return scored_batches(
+            source,
+            self.view,
+            batch=bench.batch,
+            rank=bench.ranks.rank,
+            world=bench.ranks.world,
+            workers=bench.workers,
+            pin=bench.ranks.device.type == "cuda",
+        )

@@ -8,13 +8,13 @@ from typing import NamedTuple
 
 from clipa.errors import ConfigError
 from clipa.spec.cluster import Dataset
-from clipa.spec.evalset import MAIN_METRICS, METRICS, EvalSet, Names, Task
+from clipa.spec.evalset import GROUP_METRICS, MAIN_METRICS, METRICS, EvalSet, Names, Task
 from clipa.spec.plan import Data, EvalData
 from clipa.storage import manifest as manifests
 from clipa.storage.evaluation import Opened, open_set
 from clipa.storage.manifest import Manifest
 
-_KINDS: dict[str, Task] = {"": "classification", "classification": "classification"}
+_KINDS: dict[str, Task] = {"": "classification", **{task: task for task in METRICS}}
 """What `dataset_type.txt` may say."""
 _FOLDERS: dict[Names, int] = {"imagenet": 1000, "imagenet-a": 200, "imagenet-r": 200}
 _WNID_OR_NUMBER = re.compile(r"n\d{8}|\d{1,3}")
@@ -59,11 +59,16 @@ def pin_set(name: str, eval_set: EvalSet, source: Dataset) -> PinnedSet:
         templates=eval_set.templates or opened.templates,
         task=task,
         metric=metric,
+        group=eval_set.group,
         names=eval_set.names,
         folders=eval_set.folders or opened.folders,
         canonical=eval_set.canonical,
     )
-    return PinnedSet(_with_classes(data, opened, where), manifest)
+    if task in ("classification", "multilabel"):
+        _require_classes(data, opened, where)
+    if opened.layout == "folder" and (task != "classification" or metric in GROUP_METRICS):
+        raise ConfigError(f"class folders cannot say what {metric} needs", where=where, allowed="shards")
+    return PinnedSet(data, manifest)
 
 
 def _task_of(kind: str, where: str) -> Task:
@@ -77,12 +82,12 @@ def _task_of(kind: str, where: str) -> Task:
     return _KINDS[kind]
 
 
-def _with_classes(data: EvalData, opened: Opened, where: str) -> EvalData:
+def _require_classes(data: EvalData, opened: Opened, where: str) -> None:
     found = [shard.name for shard in opened.manifest.shards] if data.data.layout == "folder" else []
     if data.names in _FOLDERS:
         if found:
             _require_imagenet_folders(data.names, found, where)
-        return data
+        return
     for what, words, file in (
         ("classes", data.classes, manifests.CLASSNAMES),
         ("templates", data.templates or data.names, manifests.TEMPLATES),
@@ -95,7 +100,6 @@ def _with_classes(data: EvalData, opened: Opened, where: str) -> EvalData:
             )
     if found:
         require_folders(data.folders or data.classes, found, where)
-    return data
 
 
 def _require_imagenet_folders(names: Names, found: Sequence[str], where: str) -> None:

@@ -6,16 +6,42 @@ from typing import Literal, TypeAlias
 
 from clipa.spec.base import Struct, require
 
-Task: TypeAlias = Literal["classification"]
+Task: TypeAlias = Literal["classification", "multilabel", "retrieval", "association"]
 Names: TypeAlias = Literal["", "imagenet", "imagenet-a", "imagenet-r", "objectnet"]
 
-MAIN_METRICS: dict[Task, str] = {"classification": "top1"}
+MAIN_METRICS: dict[Task, str] = {
+    "classification": "top1",
+    "multilabel": "mean_average_precision",
+    "retrieval": "mean_recall@1",
+    "association": "jaccard",
+}
 """The metric that stands for a set where nothing else is asked for. All are percentages."""
 
-METRICS: dict[Task, tuple[str, ...]] = {"classification": ("top1", "top5", "mean_per_class_recall")}
-"""What each task measures. `top5` needs five classes."""
+GROUP_METRICS = ("worst_group", "worst_group_top5")
+"""Metrics that need the group of every image: a column of `npy`."""
 
-_LABELS = {"top1": "top-1", "top5": "top-5", "mean_per_class_recall": "mean per-class recall"}
+METRICS: dict[Task, tuple[str, ...]] = {
+    "classification": ("top1", "top5", "mean_per_class_recall", "f1_macro", *GROUP_METRICS),
+    "multilabel": ("mean_average_precision",),
+    "retrieval": (
+        "mean_recall@1",
+        *(f"{what}_retrieval_recall@{k}" for what in ("image", "text") for k in (1, 5, 10)),
+    ),
+    "association": ("jaccard", "jaccard_5-6", "jaccard_10-12"),
+}
+"""What each task measures, by CLIP_benchmark's and DataComp's definitions. `top5` needs five classes."""
+
+_LABELS = {
+    "top1": "top-1",
+    "top5": "top-5",
+    "mean_per_class_recall": "mean per-class recall",
+    "mean_average_precision": "mAP",
+    "f1_macro": "macro F1",
+    "worst_group": "worst-group top-1",
+    "worst_group_top5": "worst-group top-5",
+    "mean_recall@1": "mean R@1",
+    **{f"{what}_retrieval_recall@{k}": f"{what} R@{k}" for what in ("image", "text") for k in (1, 5, 10)},
+}
 
 
 def label(metric: str) -> str:
@@ -31,6 +57,7 @@ class EvalSet(Struct, frozen=True, kw_only=True):
         split: which split of a `wds_*` folder.
         task: what is measured; empty: what `dataset_type.txt` says, else classification.
         metric: the metric that stands for the set; empty: the task's.
+        group: the column of `npy` that holds an image's group, for the worst-group metrics.
         names: whose class names, prompt templates and folder order hold: `imagenet` (also for V2 and Sketch),
             `imagenet-a`, `imagenet-r`, `objectnet`. Empty: those below, or those beside the shards.
         classes: the names, in the order of the labels.
@@ -43,6 +70,7 @@ class EvalSet(Struct, frozen=True, kw_only=True):
     split: str = "test"
     task: Task | Literal[""] = ""
     metric: str = ""
+    group: int = 0
     names: Names = ""
     classes: tuple[str, ...] = ()
     folders: tuple[str, ...] = ()
@@ -64,5 +92,6 @@ class EvalSet(Struct, frozen=True, kw_only=True):
                 template.count("{}") + template.count("{c}") == 1,
                 f"template {template!r} must hold {{}} or {{c}} exactly once",
             )
+        require(0 <= self.group <= 1000, f"group must be in 0..1000, got {self.group}")
         known = METRICS[self.task] if self.task else tuple(name for names in METRICS.values() for name in names)
         require(self.metric in ("", *known), f"metric {self.metric!r} is not one of {', '.join(known)}")

@@ -47,6 +47,7 @@ class EvalData(Record, frozen=True, kw_only=True):
     templates: tuple[str, ...]
     task: Task = "classification"
     metric: str = ""
+    group: int = 0
     names: Names = ""
     folders: tuple[str, ...] = ()
     canonical: bool = False

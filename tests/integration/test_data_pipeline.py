@@ -13,8 +13,9 @@ from clipa.data import demo
 from clipa.data.faults import STRETCH
 from clipa.data.index import Part
 from clipa.data.pipeline import Batch, ShardSet, _TrainShare, normalise, open_shards, train_batches
-from clipa.data.scored import ScoredBatch, ShardLabels, View, scored_batches
+from clipa.data.scored import ScoredBatch, View, scored_batches
 from clipa.data.shards import Reader
+from clipa.data.sources import ShardLabels
 from clipa.data.wds import shard_bytes
 from clipa.errors import ConfigError, DataError
 from clipa.spec.inputs import ImageInput, TextInput

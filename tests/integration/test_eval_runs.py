@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from clipa.errors import DataError
 from clipa.registry import events
 from clipa.spec.evalset import EvalSet
-from tests.services.eval_runs import make_run, picture, results, score, score_by_ranks, write_checkpoint, write_wds
+from tests.services.eval_runs import make_run, npy, picture, results, score, score_by_ranks, write_checkpoint, write_wds
 
 CLASSES = ["cat", "dog", "eel", "fox", "gnu", "hen"]
 TEMPLATES = ["a photo of a {c}.", "the {c}", "a {c} at night"]
@@ -25,22 +26,49 @@ def images() -> list[dict[str, bytes]]:
     return [{"png": picture(n, shape=(40 + n % 7, 52)), "cls": b"%d" % (n % 6)} for n in range(29)]
 
 
+def every_task(folder: Path, images: list[dict[str, bytes]]) -> dict[str, EvalSet]:
+    """One small set of each task, with the same images."""
+    named = {"classes": CLASSES, "templates": TEMPLATES}
+    png = [sample["png"] for sample in images]
+    plain = write_wds(folder / "wds_x", images, shards=3, **named)
+    groups = [{**sample, "npy": npy([n % 4, 0])} for n, sample in enumerate(images)]
+    several = [{"png": p, "npy": npy([(n >> k) % 2 for k in range(6)])} for n, p in enumerate(png)]
+    captions = [{"png": p, "txt": "\n".join(f"{CLASSES[n % 6]} {n} {k}" for k in range(1 + n % 3)).encode()}
+                for n, p in enumerate(png)]  # fmt: skip
+    cues = [
+        {"png": p, "json": json.dumps({"instance": n // 6, "cue": CLASSES[n // 6], "associated": n % 6 < 2}).encode()}
+        for n, p in enumerate(png)
+    ]
+    return {
+        "x": EvalSet(data=str(plain)),
+        "groups": EvalSet(data=str(write_wds(folder / "wds_g", groups, shards=2, **named)), metric="worst_group"),
+        "several": EvalSet(data=str(write_wds(folder / "wds_m", several, shards=2, kind="multilabel", **named))),
+        "captions": EvalSet(data=str(write_wds(folder / "wds_r", captions, shards=3, kind="retrieval"))),
+        "cues": EvalSet(data=str(write_wds(folder / "wds_w", cues, shards=2)), task="association"),
+    }
+
+
 def test_ranks_do_not_change_a_score(tmp_path: Path, weights: Path, images: list[dict[str, bytes]]) -> None:
-    root = write_wds(tmp_path / "wds_x", images, shards=3, classes=CLASSES, templates=TEMPLATES)
-    sets = {"x": EvalSet(data=str(root))}
+    sets = every_task(tmp_path, images)
     one = make_run(tmp_path / "one", sets, weights, sizes=(32, 40), batch=8)
     score(one)
     two = make_run(tmp_path / "two", sets, weights, world=2, sizes=(32, 40), batch=8)
     score_by_ranks(two, 2)
     first, second = results(one), results(two)
-    assert set(first) == set(second) == {"x-32", "x-40"}
+    assert set(first) == set(second) == {f"{name}-{size}" for name in sets for size in (32, 40)}
     for name, result in first.items():
         assert result["samples"] == 29
-        assert result["metrics"] == second[name]["metrics"]
+        assert result["metrics"] == pytest.approx(second[name]["metrics"], abs=1e-3 if "several" in name else 0)
         assert result["weights"] == second[name]["weights"] != ""
-    (scored, _) = [e for e in events.read(one.event_file(1, "train")) if isinstance(e, events.Scored)]
-    assert scored.metric == "top1"
-    assert scored.value == scored.metrics["top1"] == first["x-32"]["value"]
+        assert result["value"] == result["metrics"][result["metric"]]  # type: ignore[index]
+    assert len({result["value"] for result in first.values()}) > 5, "the weights tell the sets apart"
+    scored = [e for e in events.read(one.event_file(1, "train")) if isinstance(e, events.Scored)]
+    assert [e.metric for e in scored[::2]] == [
+        "top1", "worst_group", "mean_average_precision", "mean_recall@1", "jaccard"
+    ]  # fmt: skip
+    assert scored[0].value == scored[0].metrics["top1"] == first["x-32"]["value"]
+    groups, plain = first["groups-32"]["metrics"], first["x-32"]["metrics"]
+    assert groups["top1"] == plain["top1"] > groups["worst_group"]  # type: ignore[index]
 
 
 def test_layouts_agree_and_prompts_are_kept(tmp_path: Path, weights: Path, images: list[dict[str, bytes]]) -> None:

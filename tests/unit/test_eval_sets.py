@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from clipa.data import imagenet
-from clipa.data.scored import FolderLabels
+from clipa.data.shards import ShardSet, open_shards
+from clipa.data.sources import (
+    Candidate,
+    FolderLabels,
+    ShardCandidates,
+    ShardCaptions,
+    ShardGroups,
+    ShardTargets,
+)
 from clipa.errors import ClipaError, ConfigError, DataError, InputError
 from clipa.eval.prompts import Prompts, canonical, settled
+from clipa.eval.retrieval import cue_prompt
 from clipa.launch.evaluation import PinnedSet, pin_set
 from clipa.spec.cluster import Dataset
 from clipa.spec.evalset import EvalSet
-from tests.services.eval_runs import picture, write_wds
+from tests.services.eval_runs import npy, picture, write_wds
 
 LABELLED = [{"png": picture(n), "cls": b"%d" % (n % 3)} for n in range(6)]
 
@@ -177,3 +188,71 @@ def test_contradictions_are_refused(how: dict[str, object]) -> None:
 
 def test_errors_are_the_users_to_mend() -> None:
     assert issubclass(ConfigError, InputError)
+
+
+def opened(tmp_path: Path, samples: list[dict[str, bytes]]) -> ShardSet:
+    root = write_wds(tmp_path / "wds_y", samples)
+    return open_shards(pinned(root, task="retrieval").manifest, root / "test")
+
+
+def test_captions_of_several_lines_and_of_json(tmp_path: Path) -> None:
+    words = [
+        ("txt", b"a cat\nthe cat\n"),
+        ("json", b'{"caption": ["a"]}'),
+        ("txt", b"a\n\nb"),
+        ("txt", b""),
+        ("json", b"{}"),
+    ]
+    shards = opened(tmp_path, [{"png": b"x", extension: text} for extension, text in words])
+    source = ShardCaptions(shards)
+    assert source.read(0).truth == ("a cat", "the cat")
+    assert source.read(1).truth == ("a",)
+    for number, said in ((2, "empty"), (3, "without a caption"), (4, "not usable")):
+        with pytest.raises(DataError, match=said) as caught:
+            source.read(number)
+        assert caught.value.where.endswith(f"0.tar: s0000{number}")
+
+
+def test_vectors_of_npy(tmp_path: Path) -> None:
+    pickled = io.BytesIO()
+    np.save(pickled, np.array([{}], dtype=object), allow_pickle=True)
+    members = [npy([1, 0, 1]), npy([1, 0]), npy([0.5, 0, 1]), npy([float("nan")] * 3), b"no", pickled.getvalue()]
+    shards = opened(tmp_path, [{"png": b"x", "cls": b"1", "npy": member} for member in members])
+    targets = ShardTargets(shards, 3)
+    assert targets.read(0).truth == (1.0, 0.0, 1.0)
+    for number, said in ((1, "2 numbers for 3"), (2, "0 and 1"), (3, "shape"), (4, "cannot be read"), (5, "Object")):
+        with pytest.raises(DataError, match=said):
+            targets.read(number)
+    groups = ShardGroups(shards, 3, column=2)
+    assert groups.read(0).truth == (1, 1)
+    for number, said in ((1, "the group is number 2"), (3, "shape")):
+        with pytest.raises(DataError, match=said):
+            groups.read(number)
+    assert ShardGroups(shards, 3, column=0).read(0).truth.group == 1
+    with pytest.raises(DataError, match=r"a group of 0\.5"):
+        ShardGroups(shards, 3, column=0).read(2)
+
+
+def test_groups_need_npy(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no target"):
+        ShardGroups(opened(tmp_path, [{"png": b"x", "cls": b"1"}]), 3, column=0).read(0)
+    with pytest.raises(DataError, match="target") as caught:
+        ShardTargets(opened(tmp_path, [{"png": b"x", "cls": b"1"}]), 3)
+    assert "npy" in str(caught.value)
+
+
+def test_candidates(tmp_path: Path) -> None:
+    good = b'{"instance": 3, "cue": "bat", "associated": true}'
+    shards = opened(tmp_path, [{"png": b"x", "json": j} for j in (good, b'{"cue": "bat"}', good.replace(b"bat", b" "))])
+    source = ShardCandidates(shards)
+    assert source.read(0).truth == Candidate(instance=3, cue="bat", associated=True)
+    for number in (1, 2):
+        with pytest.raises(DataError):
+            source.read(number)
+    assert [cue_prompt(cue) for cue in ("Owl", "bat ")] == ["An owl", "A bat"]
+
+
+def test_class_folders_cannot_answer_everything(tmp_path: Path) -> None:
+    root = class_folders(tmp_path / "val", ["cat", "dog"])
+    assert "worst_group" in refused(root, classes=("cat", "dog"), templates=("{}",), metric="worst_group")
+    assert "mean_recall@1" in refused(root, task="retrieval")
