@@ -17,7 +17,7 @@ from typing import Literal, TypeAlias
 import msgspec
 
 FamilyName: TypeAlias = Literal["v1", "v2", "v2-open_clip"]
-TokenizerName: TypeAlias = Literal["clip-bpe", "bert-wordpiece"]
+TokenizerName: TypeAlias = Literal["clip-bpe", "bert-wordpiece", "bert-wordpiece-sep"]
 Pool: TypeAlias = Literal["cls", "gap", "gap-norm", "gap-all"]
 Interpolation: TypeAlias = Literal["bicubic", "bilinear"]
 Rgb: TypeAlias = tuple[float, float, float]
@@ -32,7 +32,8 @@ class Family(msgspec.Struct, frozen=True, kw_only=True):
     """What a family fixes.
 
     Attributes:
-        tokenizer: of captions and prompts.
+        tokenizer: of captions and prompts. `bert-wordpiece-sep` keeps the last place of [SEP], which is blanked, as
+            open_clip's HFTokenizer with `strip_sep_token` does; `bert-wordpiece` has no such place.
         vocabulary: rows of the token embedding (v2 has 32,000 for 30,522 entries, as published).
         causal: whether a text token sees only those before it.
         text_pool: `eot`: at the end-of-text token; `last`: at the last position, whatever stands there.
@@ -110,6 +111,7 @@ FAMILIES: dict[FamilyName, Family] = {
     "v2": _V2,
     "v2-open_clip": msgspec.structs.replace(
         _V2,
+        tokenizer="bert-wordpiece-sep",
         activation="gelu",
         eps=1e-5,
         new_grid="resized",

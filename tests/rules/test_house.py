@@ -24,6 +24,8 @@ DOORS = {
     "xxhash": {"clipa/storage/digest.py"},
     "obstore": {"clipa/storage/fast.py"},
     "nltk": {"clipa/reduction/nltk_tagger.py"},
+    "tokenizers": {"clipa/data/wordpiece.py"},
+    "huggingface_hub": {"clipa/data/wordpiece.py"},
     "sqlite3": {"clipa/registry/index.py"},
 }
 HEAVY = ("torch", "numpy", "s3fs", "fsspec", "submitit", "sqlite3", "timm", "botocore", "aiohttp")

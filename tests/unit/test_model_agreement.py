@@ -46,7 +46,7 @@ def ours_of(size: str, family: str, pool: str) -> Model:
         name: {"width": t.width, "layers": 2, "heads": t.heads, "mlp_ratio": round(t.mlp / t.width, 4)}
         for name, t in (("image", preset.image), ("text", preset.text))
     }
-    words = "clip-bpe" if family == "v1" else "bert-wordpiece"
+    words = FAMILIES[family].tokenizer
     return Model(
         family=family,
         embed_dim=preset.embed_dim,

@@ -1,0 +1,116 @@
+"""BERT's uncased WordPiece, CLIPA-v2's tokenizer. The one door to the `tokenizers` library, and the vocabulary's place.
+
+The ids are those of open_clip's HFTokenizer, down to the Unicode tables that library was built with. What the authors
+used (tensorflow_text) differs outside plain English: it folds case (ß is ss), makes a space of a control character,
+counts the longest word in bytes, and mends no mojibake and no HTML entities.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from clipa.data.open_clip_file import open_clip_file
+from clipa.data.words import WordTokenizer, is_plain
+from clipa.errors import ConfigError, MissingPart
+from clipa.reduction.text import Word
+
+VARIABLE = "CLIPA_BERT_VOCAB"
+FILE = "vocab.txt"
+ENTRIES = 30_522
+PAD, UNKNOWN, START, SEPARATOR, MASK = 0, 100, 101, 102, 103
+SPECIAL = {"[PAD]": PAD, "[UNK]": UNKNOWN, "[CLS]": START, "[SEP]": SEPARATOR, "[MASK]": MASK}
+_HUB_NAMES = ("google-bert/bert-base-uncased", "bert-base-uncased")
+_HINT = (
+    f"set {VARIABLE} to {FILE} of bert-base-uncased or to the folder that holds it "
+    "(huggingface-cli download google-bert/bert-base-uncased vocab.txt fetches it where there is a network)"
+)
+
+
+def find_vocabulary() -> Path:
+    """The file of BERT's uncased vocabulary: where `CLIPA_BERT_VOCAB` says, else in the hub's cache. No network.
+
+    Raises:
+        ConfigError: it is in neither place.
+    """
+    named = os.environ.get(VARIABLE, "")
+    if named:
+        path = Path(named).expanduser()
+        path = path / FILE if path.is_dir() else path
+        if path.is_file():
+            return path
+        raise ConfigError("BERT's vocabulary is not there", where=f"{VARIABLE}={named}", hint=_HINT)
+    from huggingface_hub import try_to_load_from_cache  # comes with timm
+
+    for name in _HUB_NAMES:
+        if isinstance(found := try_to_load_from_cache(name, FILE), str):
+            return Path(found)
+    raise ConfigError(
+        "the tokenizer bert-wordpiece needs BERT's uncased vocabulary, which is not on this machine",
+        where=f"{VARIABLE} is not set, and the Hugging Face cache has no {_HUB_NAMES[0]}",
+        hint=_HINT,
+    )
+
+
+def read_vocabulary(path: Path) -> dict[str, int]:
+    """Entry -> id of a vocabulary file, one entry a line.
+
+    Raises:
+        ConfigError: it cannot be read, or is another one than BERT's uncased vocabulary of 30,522 entries.
+    """
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the vocabulary cannot be read: {error}", where=str(path), hint=_HINT) from error
+    entries = text.removesuffix("\n").split("\n")
+    found = {entry.rstrip("\r"): number for number, entry in enumerate(entries)}
+    if len(found) != ENTRIES or any(found.get(entry) != number for entry, number in SPECIAL.items()):
+        start = found.get("[CLS]")
+        raise ConfigError(
+            f"this is another vocabulary than BERT's uncased one: {len(found):,} entries, [CLS] is {start}",
+            where=str(path),
+            allowed=f"{ENTRIES:,} entries, [CLS] is {START}",
+            hint=_HINT,
+        )
+    return found
+
+
+class WordPiece(WordTokenizer):
+    """BERT's uncased WordPiece: [CLS], pieces, zeros. Words are what BERT splits at spaces and punctuation.
+
+    `end` is None for CLIPA-v2, whose rows have no end: a piece may stand at the last place, where the text is pooled.
+    open_clip's HFTokenizer cuts one piece earlier, for a [SEP] that it then blanks, so its rows end with a 0: `end` 0.
+    """
+
+    start = START
+
+    def __init__(self, end: int | None = None, vocabulary: Path | None = None) -> None:
+        super().__init__()
+        try:
+            from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+        except ImportError as error:
+            raise MissingPart("the tokenizers library is not installed", hint="pip install 'clipa[train]'") from error
+        self.end = end
+        self.path = vocabulary or find_vocabulary()
+        model = models.WordPiece(read_vocabulary(self.path), unk_token="[UNK]", max_input_chars_per_word=100)  # noqa: S106
+        self._pieces = Tokenizer(model)
+        self._pieces.normalizer = normalizers.BertNormalizer(lowercase=True)
+        self._pieces.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        self._pieces.add_special_tokens(list(SPECIAL))
+        self._clean: Callable[[str], str] = open_clip_file("tokenizer.py").get_clean_fn("whitespace")
+
+    def _cleaned(self, text: str) -> str:
+        return text if is_plain(text) else self._clean(text)
+
+    def _split(self, run: str) -> tuple[Word, ...]:
+        found = self._pieces.encode(run, add_special_tokens=False)
+        words: list[Word] = []
+        before: int | None = None
+        for id_, number, (begin, stop) in zip(found.ids, found.word_ids, found.offsets, strict=True):
+            word = Word(run[begin:stop].lower(), (PAD if id_ == SEPARATOR else id_,))  # as open_clip's strip_sep_token
+            if number is not None and number == before:
+                word = Word(words[-1].text + word.text, words.pop().ids + word.ids)
+            words.append(word)
+            before = number
+        return tuple(words)
