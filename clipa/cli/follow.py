@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.text import Text
 
 from clipa.cli import show
-from clipa.registry.scan import scan
+from clipa.launch.look import look_and_settle
 from clipa.registry.state import RunStatus, State
 
 TICK_S = 0.5
@@ -41,7 +41,7 @@ def follow(runs: Sequence[str], root: Path, quiet: bool = False) -> int:
 
 def _states(runs: Sequence[str], root: Path) -> list[RunStatus]:
     wanted = set(runs)
-    return [s for s in scan([root]).statuses if s.run in wanted]
+    return [s for s in look_and_settle([root]).statuses if s.run in wanted]
 
 
 def _over(found: Sequence[RunStatus]) -> bool:

@@ -51,7 +51,7 @@ def status(
     """One line a run: state, attempt, step, speed, loss, score, ETA, age."""
     from clipa.cli import show
 
-    found = words.chosen(runs or [], words.everything().statuses)
+    found = words.chosen(runs or [], words.everything(settle=True).statuses)
     shown = found if runs or json else [s for s in found if s.state.is_live] + found[-RECENT:]
     shown = [s for s in found if s in shown]
     if json:
@@ -104,7 +104,7 @@ def cancel(runs: SomeRuns, json: Json = False) -> None:
     from clipa.cli import show
     from clipa.launch import control
 
-    found = words.chosen(runs, words.everything().statuses)
+    found = words.chosen(runs, words.everything(settle=True).statuses)
     after = control.cancel(found)
     if json:
         show.json(after)
@@ -117,7 +117,7 @@ def resume(runs: SomeRuns, json: Json = False) -> None:
     from clipa.cli import show
     from clipa.launch import control
 
-    resumed = control.resume(words.chosen(runs, words.everything().statuses))
+    resumed = control.resume(words.chosen(runs, words.everything(settle=True).statuses))
     if json:
         show.json({"runs": [s.run for s in resumed]})
         return
@@ -131,7 +131,7 @@ def wait(runs: SomeRuns, json: Json = False) -> None:
     from clipa.cli.follow import follow
     from clipa.errors import InputError
 
-    found = words.chosen(runs, words.everything().statuses)
+    found = words.chosen(runs, words.everything(settle=True).statuses)
     roots = {s.root for s in found}
     if len(roots) > 1:
         raise InputError("these runs are in different run roots", where=", ".join(sorted(roots)))

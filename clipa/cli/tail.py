@@ -9,8 +9,8 @@ from pathlib import Path
 from clipa.cli import show
 from clipa.errors import InputError
 from clipa.launch.children import last_lines
+from clipa.launch.look import look
 from clipa.registry.run_dir import RunDir
-from clipa.registry.scan import scan
 
 
 def tail(path: Path, lines: int, follow: bool) -> None:
@@ -44,7 +44,7 @@ def _newest(run: RunDir) -> Path | None:
 
 
 def _is_live(run: RunDir) -> bool:
-    return any(s.run == run.id and s.state.is_live for s in scan([run.path.parent]).statuses)
+    return any(s.run == run.id and s.state.is_live for s in look([run.path.parent]).statuses)
 
 
 def _follow(run: RunDir, log: Path) -> None:

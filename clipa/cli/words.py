@@ -23,11 +23,11 @@ def roots() -> list[Path]:
     return sorted({*known_roots(), here})
 
 
-def everything() -> Scan:
-    """All runs under all known roots."""
-    from clipa.registry.scan import scan
+def everything(settle: bool = False) -> Scan:
+    """All runs under all known roots. `settle`: what nothing else brings further is brought further first."""
+    from clipa.launch.look import look, look_and_settle
 
-    return scan(roots())
+    return look_and_settle(roots()) if settle else look(roots())
 
 
 def chosen(words: Sequence[str], statuses: Sequence[RunStatus]) -> list[RunStatus]:
@@ -42,8 +42,10 @@ def chosen(words: Sequence[str], statuses: Sequence[RunStatus]) -> list[RunStatu
 
 def complete_run(incomplete: str) -> list[str]:
     """Run ids, groups and names for the shell."""
+    from clipa.registry.scan import scan
+
     try:
-        found = everything().statuses
+        found = scan(roots()).statuses  # without asking SLURM: the shell waits
     except Exception:
         return []
     words = ["latest", *(s.run for s in reversed(found)), *(s.name for s in found if s.name)]

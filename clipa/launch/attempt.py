@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 
 from clipa.launch import devices, render
 from clipa.launch.children import Child, last_lines
+from clipa.launch.decide import Verdict
 from clipa.registry import events, records
 from clipa.registry.liveness import own_identity
 from clipa.registry.run_dir import RunDir
@@ -21,46 +22,53 @@ from clipa.spec.plan import Plan
 
 TICK_S = 0.1
 BEAT_S = 2.0
-LEAVE_S = 60.0
-"""Seconds that a process gets to save and leave after it was asked to."""
 FOLLOW_S = 5.0
 """Seconds that the other ranks get after one has failed: a collective never returns for them."""
 
 
-class Verdict(NamedTuple):
-    """How an attempt ended, in the words of `events.Ended`, and whether trying again could help."""
+class Place(NamedTuple):
+    """Where a supervisor works: this machine, or one node of a job.
 
-    outcome: Literal["done", "failed", "killed", "stopped", "cancelled"]
-    error: str = ""
-    retry: bool = False
+    `node`: the number of the node, 0 is the one that leads; `job`: SLURM's id; `nodes`: the names of all nodes;
+    `address`, `port`: where the ranks of several nodes meet; `lead_s`: so long before the time is over it leaves.
+    """
+
+    scheduler: Literal["local", "slurm"] = "local"
+    node: int = 0
+    job: str = ""
+    nodes: tuple[str, ...] = ()
+    address: str = "127.0.0.1"
+    port: int = 0
+    lead_s: float = 0.0
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the node that speaks for the attempt."""
+        return self.node == 0
 
 
 class Attempt:
     """Runs one claimed attempt to its end. `leaving` is asked at every tick; a true answer ends the attempt soon."""
 
-    def __init__(self, run: RunDir, plan: Plan, attempt: int, submission: int, leaving: Leaving) -> None:
+    def __init__(
+        self, run: RunDir, plan: Plan, attempt: int, submission: int, leaving: Leaving, place: Place | None = None
+    ) -> None:
         self.run = run
         self.plan = plan
         self.attempt = attempt
         self.submission = submission
         self.leaving = leaving
-        self.log = events.EventWriter(run, attempt, "supervisor")
+        self.place = place or Place()
+        self.log = events.EventWriter(run, attempt, "supervisor" if self.place.leads else f"node-{self.place.node}")
         self._beat_due = 0.0
-        self._deadline = time.monotonic() + 60 * plan.limits.time_limit_minutes
-        self._scratch = Path(tempfile.mkdtemp(prefix="clipa-"))
-        self._stop_file = self._scratch / "stop"
+        self._deadline = time.monotonic() + 60 * plan.limits.time_limit_minutes - self.place.lead_s
+        self._stop_file = Path()
 
     def execute(self) -> Verdict:
         """Run the attempt and record its end; the caller decides what follows."""
-        identity = own_identity()
-        self.log.write(
-            events.Started,
-            host=identity.host,
-            pid=identity.pid,
-            start_ticks=identity.start_ticks,
-            boot_id=identity.boot_id,
-            pid_namespace=identity.pid_namespace,
-        )
+        self._announce()
+        scratch = Path(tempfile.mkdtemp(prefix="clipa-"))
+        self._stop_file = scratch / "stop"
         try:
             with contextlib.ExitStack() as held:
                 lease = self._lease()
@@ -70,17 +78,45 @@ class Attempt:
                 staged = self._stage()
                 return staged or self._ranks(lease)
         finally:
-            shutil.rmtree(self._scratch, ignore_errors=True)
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    def _announce(self) -> None:
+        place, me = self.place, own_identity()
+        if not place.leads:
+            self.log.write(events.NodeStarted, node=place.node, name=place.nodes[place.node])
+            return
+        self.log.write(
+            events.Started,
+            host=me.host,
+            pid=me.pid,
+            start_ticks=me.start_ticks,
+            boot_id=me.boot_id,
+            pid_namespace=me.pid_namespace,
+            job=place.job,
+            nodes=place.nodes,
+        )
 
     def end(self, verdict: Verdict, final: bool) -> None:
-        """Record the end of the attempt."""
-        self.log.write(events.Ended, outcome=verdict.outcome, final=final, error=verdict.error)
+        """Record the end of the attempt, or of this node's part in it."""
+        if self.place.leads:
+            self.log.write(events.Ended, outcome=verdict.outcome, final=final, error=verdict.error, retry=verdict.retry)
+        else:
+            outcome = "stopped" if verdict.outcome in ("cancelled", "blocked") else verdict.outcome
+            node = self.place.node
+            self.log.write(
+                events.NodeEnded,
+                node=node,
+                name=self.place.nodes[node],
+                outcome=outcome,
+                error=verdict.error,
+                retry=verdict.retry,
+            )
         self.log.close()
 
     def _lease(self) -> devices.Lease | Verdict:
         need = self.plan.world.gpus
-        if not need:
-            return devices.Lease((), ())
+        if not need or self.place.scheduler != "local":
+            return devices.Lease((), ())  # SLURM has leased them
         candidates = devices.gpus(os.environ.get(devices.VISIBLE))
         if len(candidates) < need:
             return Verdict("failed", f"the plan needs {need} GPUs, nvidia-smi lists {len(candidates)} here")
@@ -100,20 +136,25 @@ class Attempt:
         """Run the staging child; None when the data are on disk."""
         logs = self.run.logs(self.attempt)
         env = {**self.plan.env, "CLIPA_STOP_FILE": str(self._stop_file)}
-        argv = render.stage_argv(self.run, self.attempt)
-        child = Child(argv, env, logs / "stage.log", logs / "stage.err")
+        node = self.place.node
+        argv = render.stage_argv(self.run, self.attempt, node)
+        name = f"stage-{node}" if node else "stage"
+        child = Child(argv, env, logs / f"{name}.log", logs / f"{name}.err")
         return self._watch([child], "staging")
 
     def _ranks(self, lease: devices.Lease) -> Verdict:
-        logs = self.run.logs(self.attempt)
-        port = _free_port() if self.plan.world.processes > 1 else 0
+        logs, place, local = self.run.logs(self.attempt), self.place, self.plan.world.local
+        port = place.port or (_free_port() if local > 1 else 0)
+        gpus = [gpu.uuid for gpu in lease.gpus] if place.scheduler == "local" or not self.plan.world.gpus else None
         argv = render.rank_argv(self.plan, self.run, self.attempt)
-        uuids = [gpu.uuid for gpu in lease.gpus]
         children = []
-        for rank in range(self.plan.world.processes):
-            env = render.rank_env(self.plan, rank, port, str(self._stop_file), uuids)
-            children.append(Child(argv, env, logs / f"rank-{rank}.log", logs / f"rank-{rank}.err"))
-        self.log.write(events.Spawned, pids=tuple(child.pid for child in children), start_ticks=_ticks(children))
+        for index in range(local):
+            rank = render.Rank(place.node * local + index, index, place.address, port)
+            env = render.rank_env(self.plan, rank, str(self._stop_file), gpus)
+            out = logs / f"rank-{rank.number}.log"
+            children.append(Child(argv, env, out, out.with_suffix(".err")))
+        if place.leads:
+            self.log.write(events.Spawned, pids=tuple(child.pid for child in children), start_ticks=_ticks(children))
         return self._watch(children, self.plan.phase) or Verdict("done")
 
     def _watch(self, children: list[Child], what: str) -> Verdict | None:
@@ -126,7 +167,7 @@ class Attempt:
                 now = time.monotonic()
                 if asked is None and (asked := self._asked()):
                     self._stop_file.write_text(asked.error or asked.outcome)
-                    kill_at = min(kill_at, now + LEAVE_S)
+                    kill_at = min(kill_at, now + self.plan.limits.leave_s)
                 if any(child.poll() not in (None, 0, render.RESUMABLE) for child in children):
                     kill_at = min(kill_at, now + FOLLOW_S)
                 if now > kill_at:
@@ -165,20 +206,22 @@ class Attempt:
 
     def _asked(self) -> Verdict | None:
         """Why this attempt should leave now, if it should."""
+        again = self.place.scheduler == "slurm"  # what SLURM asks for is to go on later
         if stop := records.asked_to_cancel(self.run, self.submission):
             return Verdict("cancelled", f"cancelled by {stop.by}")
         if records.read_stop(self.run, self.attempt):
             return Verdict("stopped", "asked to leave by its stop file")
         if self.leaving.reason:
-            return Verdict("stopped", self.leaving.reason)
+            return Verdict("stopped", self.leaving.reason, retry=again)
         if time.monotonic() > self._deadline:
-            return Verdict("stopped", f"its time limit of {self.plan.limits.time_limit_minutes} minutes is over")
+            limit = self.plan.limits.time_limit_minutes
+            return Verdict("stopped", f"its time limit of {limit} minutes is over", retry=again)
         return None
 
     def _tick(self) -> None:
         now = time.monotonic()
         if now >= self._beat_due:
-            self.run.beat(self.attempt, "node")
+            self.run.beat(self.attempt, "node" if self.place.leads else f"node-{self.place.node}")
             self._beat_due = now + BEAT_S
             self.leaving.tend()
 

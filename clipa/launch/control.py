@@ -8,15 +8,19 @@ from pathlib import Path
 
 from clipa.errors import InputError, LaunchError
 from clipa.launch import create
+from clipa.launch.cancel_slurm import end_jobs
 from clipa.launch.children import end_processes
+from clipa.launch.look import look
 from clipa.registry import events, records
 from clipa.registry.liveness import is_alive
 from clipa.registry.run_dir import RunDir
-from clipa.registry.scan import scan
 from clipa.registry.state import RunStatus, State
 
 PATIENCE_S = 75.0
 """Seconds that a run gets to leave by itself: the supervisor gives its processes 60 to save."""
+
+
+_UNHELD = (State.INTERRUPTED, State.CANCELLED)
 
 
 def cancel(runs: Sequence[RunStatus], patience: float = PATIENCE_S) -> list[RunStatus]:
@@ -32,8 +36,9 @@ def cancel(runs: Sequence[RunStatus], patience: float = PATIENCE_S) -> list[RunS
     wanted = {run.run for run in live}
     roots = sorted({Path(run.root) for run in runs})
     deadline = time.monotonic() + patience
+    end_jobs(roots, wanted, waiting_only=True)
     while True:
-        found = [s for s in scan(roots).statuses if s.run in wanted]
+        found = [s for s in look(roots).statuses if s.run in wanted]
         left = [s for s in found if s.state.is_live]
         if not left:
             break
@@ -42,14 +47,15 @@ def cancel(runs: Sequence[RunStatus], patience: float = PATIENCE_S) -> list[RunS
                 _end(RunDir(Path(status.root) / status.run))
             break
         time.sleep(0.1)
+    end_jobs(roots, wanted)
     _close_unheld(roots, wanted)
     everything = {run.run for run in runs}
-    return [s for s in scan(roots).statuses if s.run in everything]
+    return [s for s in look(roots).statuses if s.run in everything]
 
 
 def _end(run: RunDir) -> None:
     """End the recorded processes of a run's newest attempt: its supervisor, then its ranks."""
-    found = scan([run.path.parent]).facts.get(run.id)
+    found = look([run.path.parent]).facts.get(run.id)
     if found is None or found.holder is None or is_alive(found.holder) is not True:
         return
     processes = [(found.holder.pid, found.holder.start_ticks)]
@@ -62,8 +68,8 @@ def _end(run: RunDir) -> None:
 
 def _close_unheld(roots: Sequence[Path], wanted: set[str]) -> None:
     """Runs whose supervisor is gone cannot write their own end: the command that cancels them does."""
-    for status in scan(roots).statuses:
-        if status.run in wanted and status.state is State.INTERRUPTED:
+    for status in look(roots).statuses:
+        if status.run in wanted and status.state in _UNHELD and status.ended is None:
             run = RunDir(Path(status.root) / status.run)
             writer = events.EventWriter(run, max([1, *run.intents()]), "cancel")
             writer.write(events.Ended, outcome="cancelled", final=True, error="cancelled while nothing ran")
@@ -84,13 +90,15 @@ def resume(runs: Sequence[RunStatus]) -> list[RunStatus]:
     for root in sorted({Path(run.root) for run in runs}):
         with create.only_one(root):
             for group in sorted({run.group for run in runs if Path(run.root) == root}):
-                everything = [s for s in scan([root]).statuses if s.group == group]
+                everything = [s for s in look([root]).statuses if s.group == group]
                 asked = {run.run for run in runs}
                 first = next(i for i, s in enumerate(everything) if s.run in asked and _resumable(s))
                 again = [s for s in everything[first:] if _resumable(s)]
                 paths = [Path(s.root) / s.run for s in again]
+                plans = [create.read_plan(path) for path in paths]
+                jobs = {s.run: s.job for s in everything if s.state.is_live}
                 tasks = create.resume(paths)
-                create.start(tasks, [create.read_plan(path) for path in paths])
+                create.start(tasks, plans, after=jobs.get(plans[0].parent, ""))
                 resumed += again
     return resumed
 

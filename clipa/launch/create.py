@@ -7,12 +7,11 @@ import fcntl
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from clipa.errors import ConfigError
+from clipa.errors import ConfigError, LaunchError
 from clipa.launch.prepare import Prepared
 from clipa.launch.submit import submit_local
 from clipa.launch.supervisor import Task
 from clipa.registry import events, provenance, records
-from clipa.registry.liveness import Identity
 from clipa.registry.roots import remember
 from clipa.registry.run_dir import RunDir, write_whole
 from clipa.spec import plan as plans
@@ -55,12 +54,17 @@ def create(prepared: Prepared) -> list[RunDir]:
     return runs
 
 
-def start(tasks: Sequence[Task], the_plans: Sequence[Plan]) -> Identity:
-    """Hand runs whose intents are written to the machine.
+def start(tasks: Sequence[Task], the_plans: Sequence[Plan], after: str = "") -> None:
+    """Hand runs whose intents are written to the machine, or to SLURM one job each, the next after the one before.
+
+    `after`: the SLURM job that the first one waits for.
 
     Raises:
-        LaunchError: the job could not be started; the runs show INTERRUPTED with the command that resumes them.
+        LaunchError: a job could not be started; the runs show INTERRUPTED with the command that resumes them.
     """
+    if the_plans[0].slurm is not None:
+        _start_slurm(tasks, the_plans, after)
+        return
     first = RunDir(tasks[0].path)
     minutes = sum(plan.limits.time_limit_minutes for plan in the_plans) + _MARGIN_MINUTES
     job = submit_local(tasks, first.logs(tasks[0].submission) / "submitit", minutes)
@@ -68,7 +72,28 @@ def start(tasks: Sequence[Task], the_plans: Sequence[Plan]) -> Identity:
         writer = events.EventWriter(RunDir(task.path), task.submission, "submit")
         writer.write(events.Submitted, job=str(job.pid), host=job.host)
         writer.close()
-    return job
+
+
+def _start_slurm(tasks: Sequence[Task], the_plans: Sequence[Plan], after: str) -> None:
+    from clipa.launch import carry_on
+
+    jobs: dict[str, str] = {}
+    for number, (task, plan) in enumerate(zip(tasks, the_plans, strict=True)):
+        run = RunDir(task.path)
+        parent = jobs.get(plan.parent) or (after if not jobs else "")
+        try:
+            jobs[run.id] = carry_on.submit(run, plan, task.submission, task.submission, parent)
+        except LaunchError as error:
+            for left in tasks[number:]:
+                _write_refusal(left, error.what)
+            raise
+
+
+def _write_refusal(task: Task, why: str) -> None:
+    """Nothing runs, and nothing will by itself: a run without a job is not to look like one that waits."""
+    writer = events.EventWriter(RunDir(task.path), task.submission, "submit")
+    writer.write(events.Ended, outcome="stopped", final=True, error=why)
+    writer.close()
 
 
 def resume(run_paths: Sequence[Path]) -> list[Task]:

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
+
 import clipa
 from clipa.errors import ConfigError, MissingPart, StorageError, did_you_mean
 from clipa.launch import devices, weights
@@ -20,6 +22,7 @@ from clipa.spec import budget, catalog
 from clipa.spec.cluster import Cluster, Dataset
 from clipa.spec.evalset import EvalSet
 from clipa.spec.job import Eval, Phase, Recipe, TrainPhase
+from clipa.spec.leave import leave
 from clipa.spec.load import LoadedRecipe
 from clipa.spec.plan import Data, EvalData, Limits, Plan, Weights, World
 from clipa.storage import manifest as manifests
@@ -28,10 +31,11 @@ from clipa.storage.manifest import Manifest
 
 
 class Prepared(NamedTuple):
-    """Plans in the order of their phases, and the manifests that they pin (by digest)."""
+    """Plans in the order of their phases, the manifests that they pin (by digest), and remarks for people."""
 
     plans: tuple[Plan, ...]
     manifests: dict[str, Manifest]
+    notes: tuple[str, ...] = ()
 
 
 class Request(NamedTuple):
@@ -54,17 +58,21 @@ def prepare(request: Request) -> Prepared:
         InputError: anything that the user can mend, before anything was queued.
         StorageError: the store does not answer.
     """
-    _require_training_part()
     recipe, cluster = request.recipe.recipe, request.cluster
+    if cluster.slurm is None:
+        _require_training_part()  # a login node needs no torch
     world = _world(cluster)
     shelf = _Shelf(request)
     created = time.time()
     group = f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime(created))}-{os.urandom(2).hex()}"
     plans: list[Plan] = []
+    notes: list[str] = []
     init, parent = request.init, ""
     for name in request.phases:
         phase = recipe.phases[name]
         where = f"{request.recipe.path}: phases.{name}"
+        limits, phase, note = _limits(cluster, recipe, phase)
+        notes += [f"{name}: {note}"] if note else []
         plan = Plan(
             run=f"{group}-{name}",
             group=group,
@@ -77,7 +85,7 @@ def prepare(request: Request) -> Prepared:
             model=recipe.model,
             settings=phase,
             world=_fitting(world, phase, where),
-            limits=Limits(max_attempts=cluster.max_attempts, time_limit_minutes=cluster.time_limit_minutes),
+            limits=limits,
             code=provenance.code(),
             run_root=str(request.run_root),
             cache=str(request.cache),
@@ -90,11 +98,34 @@ def prepare(request: Request) -> Prepared:
             steps=0 if isinstance(phase, Eval) else budget.steps_of(phase.samples, phase.batch),
             warmup_steps=0 if isinstance(phase, Eval) else phase.optim.warmup_samples // phase.batch,
             env=dict(cluster.env),
+            slurm=cluster.slurm,
         )
         plans.append(plan)
         if not isinstance(phase, Eval):
             init, parent = Weights(ref=f"run:{plan.run}@final", run=plan.run), plan.run
-    return Prepared(tuple(plans), shelf.manifests)
+    return Prepared(tuple(plans), shelf.manifests, tuple(notes))
+
+
+def _limits(cluster: Cluster, recipe: Recipe, phase: Phase) -> tuple[Limits, Phase, str]:
+    """The limits of a phase, the phase with checkpoints as often as these demand, and a remark on that."""
+    if cluster.slurm is None:
+        return Limits(max_attempts=cluster.max_attempts, time_limit_minutes=cluster.time_limit_minutes), phase, ""
+    counted = budget.phase_budget(recipe.model, phase)
+    times = leave(
+        counted.params if counted else 0, cluster.slurm.write_mb_s, cluster.slurm.minutes, cluster.slurm.grace_s
+    )
+    limits = Limits(
+        max_attempts=cluster.max_attempts,
+        time_limit_minutes=cluster.slurm.minutes,
+        total_minutes=round(60 * cluster.slurm.total_hours),
+        lead_s=times.lead_s,
+        leave_s=times.leave_s,
+    )
+    if times.every_minutes is None or isinstance(phase, Eval):
+        return limits, phase, ""
+    every = min(phase.checkpoint.every_minutes, times.every_minutes)
+    checkpoint = msgspec.structs.replace(phase.checkpoint, every_minutes=every)
+    return limits, msgspec.structs.replace(phase, checkpoint=checkpoint), times.note
 
 
 def select_phases(recipe: Recipe, what: str, where: str) -> tuple[str, ...]:
@@ -131,6 +162,18 @@ def _sets(phase: Phase) -> tuple[str, ...]:
 
 
 def _world(cluster: Cluster) -> World:
+    if cluster.slurm is not None:
+        assert cluster.gpus != "auto"
+        local = cluster.gpus or cluster.processes
+        cores = cluster.slurm.cpus
+        threads = cluster.threads or (max(1, cores // local - cluster.loader_workers) if cores else 1)
+        return World(
+            processes=cluster.nodes * local,
+            nodes=cluster.nodes,
+            gpus=cluster.nodes * cluster.gpus,
+            threads=threads,
+            loader_workers=cluster.loader_workers,
+        )
     found = devices.gpus(os.environ.get("CUDA_VISIBLE_DEVICES")) if cluster.gpus != 0 else []
     wanted = len(found) if cluster.gpus == "auto" else cluster.gpus
     if wanted > len(found):

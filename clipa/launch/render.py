@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from clipa.registry.run_dir import RunDir
 from clipa.spec.plan import Plan
@@ -14,9 +15,19 @@ RESUMABLE = 75
 """Exit code of a process that was asked to leave and can be resumed (EX_TEMPFAIL of sysexits.h)."""
 
 
-def stage_argv(run: RunDir, attempt: int) -> list[str]:
-    """The command that stages a run's data."""
-    return [sys.executable, "-m", "clipa.storage.stage", str(run.path), "--attempt", str(attempt)]
+class Rank(NamedTuple):
+    """One process among all: its number, its number on its node, and where the ranks meet."""
+
+    number: int = 0
+    local: int = 0
+    address: str = "127.0.0.1"
+    port: int = 0
+
+
+def stage_argv(run: RunDir, attempt: int, node: int = 0) -> list[str]:
+    """The command that stages a run's data on one node; each has an event file of its own."""
+    writer = ["--writer", f"stage-{node}"] if node else []
+    return [sys.executable, "-m", "clipa.storage.stage", str(run.path), "--attempt", str(attempt), *writer]
 
 
 def rank_argv(plan: Plan, run: RunDir, attempt: int) -> list[str]:
@@ -24,22 +35,26 @@ def rank_argv(plan: Plan, run: RunDir, attempt: int) -> list[str]:
     return [sys.executable, "-m", _ROOM[plan.kind], str(run.path), "--attempt", str(attempt)]
 
 
-def rank_env(plan: Plan, rank: int, port: int, stop_file: str, gpu_uuids: Sequence[str]) -> dict[str, str]:
-    """What a rank's environment adds to the supervisor's. One process needs no rendezvous."""
+def rank_env(plan: Plan, rank: Rank, stop_file: str, gpu_uuids: Sequence[str] | None) -> dict[str, str]:
+    """What a rank's environment adds to the supervisor's. One process needs no rendezvous.
+
+    `gpu_uuids`: the GPUs that it may see; None: those that SLURM has made visible.
+    """
     env = {
         **plan.env,
         "CLIPA_STOP_FILE": stop_file,
         "OMP_NUM_THREADS": str(plan.world.threads),
-        "CUDA_VISIBLE_DEVICES": ",".join(gpu_uuids),
         "PYTHONUNBUFFERED": "1",
     }
+    if gpu_uuids is not None:
+        env["CUDA_VISIBLE_DEVICES"] = ",".join(gpu_uuids)
     if plan.world.processes > 1:
         env |= {
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
+            "RANK": str(rank.number),
+            "LOCAL_RANK": str(rank.local),
             "WORLD_SIZE": str(plan.world.processes),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
+            "MASTER_ADDR": rank.address,
+            "MASTER_PORT": str(rank.port),
         }
     return env
 
@@ -48,7 +63,7 @@ def describe(plans: Sequence[Plan], runs: Sequence[RunDir]) -> str:
     """Exactly what a submission to the local machine would start, as text."""
     lines = ["# one job through submitit's LocalExecutor, in a session of its own; its supervisor runs, in this order:"]
     for plan, run in zip(plans, runs, strict=True):
-        env = rank_env(plan, 0, 0, "STOP_FILE", ["LEASED_GPU"] * plan.world.gpus)
+        env = rank_env(plan, Rank(), "STOP_FILE", ["LEASED_GPU"] * plan.world.gpus)
         if plan.world.processes > 1:
             env["MASTER_PORT"] = "FREE_PORT"
         lines.append(

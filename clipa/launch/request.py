@@ -10,9 +10,10 @@ from typing import NamedTuple
 from clipa.errors import ConfigError, InputError
 from clipa.launch import create, weights
 from clipa.launch.folders import folders
+from clipa.launch.look import look
 from clipa.launch.prepare import Prepared, Request, check_init, kind_of, needs_weights, prepare, select_phases
 from clipa.launch.supervisor import Task
-from clipa.registry.scan import Scan, scan
+from clipa.registry.scan import Scan
 from clipa.registry.state import RunStatus, State
 from clipa.spec import catalog
 from clipa.spec.load import load_cluster, load_recipe
@@ -91,12 +92,12 @@ def submit(request: Request) -> Submission:
         runs = create.create(prepared)
         create.start([Task(str(run.path), create.FIRST) for run in runs], prepared.plans)
     group = prepared.plans[0].group
-    found = [s for s in scan([request.run_root]).statuses if s.group == group]
+    found = [s for s in look([request.run_root]).statuses if s.group == group]
     return Submission(tuple(found), str(request.run_root))
 
 
 def _known(request: Request) -> list[RunStatus]:
-    named = [s for s in scan([request.run_root]).statuses if s.name == request.name]
+    named = [s for s in look([request.run_root]).statuses if s.name == request.name]
     return [s for s in named if s.group == named[-1].group] if named else []
 
 
@@ -112,7 +113,7 @@ def _again(request: Request, known: list[RunStatus]) -> Submission:
         )
     if any(s.state is State.INTERRUPTED for s in known) and not any(s.state.is_live for s in known):
         _resume(known)
-        found = [s for s in scan([request.run_root]).statuses if s.group == known[0].group]
+        found = [s for s in look([request.run_root]).statuses if s.group == known[0].group]
         return Submission(tuple(found), str(request.run_root), "it was interrupted, and goes on now")
     states = ", ".join(f"{s.phase} {s.state.value}" for s in known)
     return Submission(tuple(known), str(request.run_root), f"it is there already: {states}")
@@ -129,4 +130,9 @@ def describe(prepared: Prepared) -> str:
     from clipa.launch.render import describe as render
     from clipa.registry.run_dir import RunDir
 
-    return render(prepared.plans, [RunDir(Path(plan.run_root) / plan.run) for plan in prepared.plans])
+    runs = [RunDir(Path(plan.run_root) / plan.run) for plan in prepared.plans]
+    if prepared.plans[0].slurm is not None:
+        from clipa.launch.preview import describe as preview
+
+        return preview(prepared.plans, runs)
+    return render(prepared.plans, runs)

@@ -8,22 +8,31 @@ It answers with one line of JSON on the file descriptor that it is given.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import shlex
+import shutil
 import subprocess
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from clipa.errors import LaunchError
+from clipa.launch import sbatch, scheduler
 from clipa.launch.devices import VISIBLE
+from clipa.launch.node import OnNode
 from clipa.launch.supervisor import Supervise, Task
 from clipa.registry.liveness import Identity, identity_of
 from clipa.spec.plan import Record
 
 _ANSWER_S = 60.0
+_KEPT = ("HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "TZ", "SLURM_CONF")
+"""What jobs get of the submitter's environment, beside `pass_env`: what stands there belongs to the login node."""
+_PATH = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"
 
 
 class Answer(Record, frozen=True, kw_only=True):
@@ -75,6 +84,90 @@ def submit_local(tasks: Sequence[Task], folder: Path, minutes: int) -> Identity:
             hint="clipa doctor",
         )
     return answer.job
+
+
+def submit_slurm(batch: sbatch.Batch) -> str:
+    """Hand one job to SLURM. Returns its id.
+
+    Raises:
+        LaunchError: SLURM refused it, with its own words.
+    """
+    from submitit.core.utils import DelayedSubmission, FailedJobError, FailedSubmissionError
+
+    task = OnNode(str(batch.run.path), batch.attempt, batch.submission)
+    try:
+        executor = _executor(batch)
+        batch.folder.mkdir(parents=True, exist_ok=True)
+        spare = DelayedSubmission(task)
+        spare.set_timeout(batch.plan.limits.time_limit_minutes, 0)
+        spare.dump(batch.folder / "task.pkl")
+        with _only(job_environment(batch)):
+            return str(executor.submit(task).job_id)
+    except (OSError, FailedJobError, FailedSubmissionError) as error:
+        said = str(error).strip().splitlines()
+        words = [line for line in said if "error:" in line] or said[-1:] or [type(error).__name__]
+        raise LaunchError(
+            f"SLURM did not take the job: {'; '.join(words)}",
+            where=batch.run.id,
+            hint=f"clipa doctor --cluster {batch.plan.cluster}",
+        ) from error
+
+
+def script(batch: sbatch.Batch) -> str:
+    """The batch script that would be submitted."""
+    executor = _executor(batch)
+    return str(executor._make_submission_file_text(executor._submitit_command_str, "dry-run"))
+
+
+def job_environment(batch: sbatch.Batch) -> dict[str, str]:
+    """The environment in which sbatch runs, and which it hands to the job: nothing of the login node's own."""
+    site = batch.plan.slurm
+    assert site is not None
+    tools = shutil.which("sbatch")
+    path = [str(Path(tools).parent)] if tools else []
+    env = {name: os.environ[name] for name in (*_KEPT, *site.pass_env) if name in os.environ}
+    env["PATH"] = ":".join(dict.fromkeys([*path, *_PATH.split(":")]))
+    return {**env, "SLURM_CONF": scheduler.expanded(site.conf)} if site.conf else env
+
+
+@contextlib.contextmanager
+def _only(environment: Mapping[str, str]) -> Iterator[None]:
+    """Nothing but this environment: submitit starts `sbatch` with that of its own process."""
+    before = dict(os.environ)
+    os.environ.clear()
+    os.environ.update(environment)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _executor(batch: sbatch.Batch) -> Any:
+    """Submitit's executor for one job, with our directives instead of its own."""
+    import submitit
+
+    class Executor(submitit.SlurmExecutor):  # type: ignore[misc]
+        @classmethod
+        def affinity(cls) -> int:
+            return 2  # a dry run needs no srun here; without sbatch a submission says so itself
+
+        def _make_submission_file_text(self, command: str, uid: str) -> str:
+            text = super()._make_submission_file_text(command, uid)
+            return sbatch.assemble(text, sbatch.directives(batch), command)
+
+    executor = Executor(folder=batch.folder, max_num_timeout=0, python=shlex.quote(batch.python))
+    executor.update_parameters(
+        job_name=batch.run.id,
+        time=batch.plan.limits.time_limit_minutes,
+        nodes=batch.plan.world.nodes,
+        ntasks_per_node=1,
+        setup=sbatch.setup(batch),
+        teardown=sbatch.teardown(batch),
+        srun_args=sbatch.srun(batch),
+        wckey=None,
+    )
+    return executor
 
 
 def _detached(folder: Path, minutes: int, tasks: Sequence[Task]) -> Answer:

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import msgspec
 
 from clipa.errors import LaunchError
-from clipa.launch.attempt import Attempt, Leaving, Verdict
+from clipa.launch.attempt import Attempt, Leaving
+from clipa.launch.decide import Trace, decide, is_done, trace_of
 from clipa.registry import events, records
 from clipa.registry.liveness import own_identity
 from clipa.registry.run_dir import RunDir
@@ -75,13 +76,13 @@ class Supervisor:
             before = run.id
 
     def _run(self, run: RunDir, submission: int) -> bool:
-        plan = _read_plan(run)
+        plan = read_plan(run)
         if stop := records.asked_to_cancel(run, submission):
-            return _close(run, submission, "cancelled", f"cancelled by {stop.by}")
+            return close(run, submission, "cancelled", f"cancelled by {stop.by}")
         if self.leaving.reason:
-            return _close(run, submission, "stopped", self.leaving.reason)
+            return close(run, submission, "stopped", self.leaving.reason)
         if plan.parent and not is_done(RunDir(run.path.parent / plan.parent)):
-            return _close(run, submission, "blocked", f"{plan.parent} is not done")
+            return close(run, submission, "blocked", f"{plan.parent} is not done")
         history: list[Trace] = []
         for attempt in range(submission, submission + plan.limits.max_attempts):
             if attempt > submission:
@@ -102,79 +103,24 @@ class Supervisor:
         """Cancel runs that wait their turn as soon as somebody asks for it."""
         for run, submission in list(self.waiting):
             if stop := records.asked_to_cancel(run, submission):
-                _close(run, submission, "cancelled", f"cancelled by {stop.by}")
+                close(run, submission, "cancelled", f"cancelled by {stop.by}")
                 self.waiting.remove((run, submission))
 
 
-class Trace(NamedTuple):
-    """What an attempt got done: where it began (-1: not at all), how far it came, and its own error."""
-
-    begun: int
-    reached: int
-    outcome: str
-    error: str
-
-
-def trace_of(run: RunDir, attempt: int, verdict: Verdict) -> Trace:
-    """Read an attempt's trace from its trainer's events and heartbeat."""
-    begun = reached = -1
-    for event in events.read(run.event_file(attempt, "train")):
-        if isinstance(event, events.Begun):
-            begun = event.step
-        if isinstance(event, events.Step | events.Saved):
-            reached = max(reached, event.step)
-    try:
-        reached = max(reached, int(run.heartbeat(attempt, "train").read_text()))
-    except (OSError, ValueError):
-        pass
-    return Trace(begun, max(begun, reached), verdict.outcome, verdict.error)
-
-
-def decide(verdict: Verdict, history: Sequence[Trace], last: bool, limit: int) -> tuple[Verdict, bool]:
-    """Whether the attempt was the last one of its submission, and the verdict with the reason why.
-
-    It stops early only when two consecutive attempts began at the same checkpoint, made no step of progress and ended
-    with the same error of their own. What comes from outside (signals) counts for the limit of attempts alone.
-    """
-    if not verdict.retry:
-        return verdict, True
-    if len(history) >= 2 and _hopeless(history[-2], history[-1]):
-        return verdict._replace(
-            error=f"{verdict.error}\nThe same error twice from the same step: not tried again."
-        ), True
-    if last:
-        return verdict._replace(outcome="failed", error=f"{verdict.error}\nThat was attempt {limit} of {limit}."), True
-    return verdict, False
-
-
-def _hopeless(before: Trace, now: Trace) -> bool:
-    return (
-        before.outcome == now.outcome == "failed"
-        and before.begun == now.begun
-        and before.reached == before.begun
-        and now.reached == now.begun
-        and before.error == now.error
-    )
-
-
-def is_done(run: RunDir) -> bool:
-    """Whether the newest final word on a run is `done`."""
-    for attempt in reversed(run.intents()):
-        for event in events.read(run.event_file(attempt, "supervisor")):
-            if isinstance(event, events.Ended) and event.final:
-                return event.outcome == "done"
-    return False
-
-
-def _close(run: RunDir, attempt: int, outcome: str, why: str) -> bool:
-    """End a run that this submission will not start."""
+def close(run: RunDir, attempt: int, outcome: str, why: str) -> bool:
+    """End a run that this submission will not start. Returns False: it is not done."""
     writer = events.EventWriter(run, attempt, "supervisor")
     writer.write(events.Ended, outcome=outcome, final=True, error=why)
     writer.close()
     return False
 
 
-def _read_plan(run: RunDir) -> Plan:
+def read_plan(run: RunDir) -> Plan:
+    """The plan of a run.
+
+    Raises:
+        LaunchError: it cannot be read.
+    """
     try:
         return plans.decode(run.plan.read_bytes())
     except (OSError, msgspec.MsgspecError) as error:

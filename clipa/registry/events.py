@@ -22,10 +22,12 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event"):
 
 class Submitted(Event, frozen=True, kw_only=True, tag="submitted"):
     """The attempt was handed to the scheduler as `job`: locally a pid, whose process the other fields identify (see
-    clipa.registry.liveness), so that a job that dies before its first word can be told from one that is slow to start.
+    clipa.registry.liveness), so that a job that dies before its first word can be told from one that is slow to start;
+    with `scheduler` "slurm" it is SLURM's job id.
     """
 
     job: str
+    scheduler: str = ""
     host: str = ""
     start_ticks: int = 0
     boot_id: str = ""
@@ -50,13 +52,52 @@ class Queued(Event, frozen=True, kw_only=True, tag="queued"):
 
 
 class Started(Event, frozen=True, kw_only=True, tag="started"):
-    """A supervisor took the attempt. The fields identify its process beyond doubt (see clipa.registry.liveness)."""
+    """A supervisor took the attempt. The fields identify its process beyond doubt (see clipa.registry.liveness).
+
+    `job`: SLURM's job id; `nodes`: the names of all its nodes.
+    """
 
     host: str
     pid: int
     start_ticks: int
     boot_id: str
     pid_namespace: str
+    job: str = ""
+    nodes: tuple[str, ...] = ()
+
+
+class NodeStarted(Event, frozen=True, kw_only=True, tag="node-started"):
+    """The supervisor of a node beside the first one took up its part."""
+
+    node: int
+    name: str
+
+
+class NodeEnded(Event, frozen=True, kw_only=True, tag="node-ended"):
+    """How a node beside the first one ended its part. `retry`: whether trying again could help."""
+
+    node: int
+    name: str
+    outcome: Literal["done", "failed", "killed", "stopped"]
+    error: str = ""
+    retry: bool = True
+
+
+class BadNode(Event, frozen=True, kw_only=True, tag="bad-node"):
+    """A node failed its check before the ranks were started on it."""
+
+    name: str
+    why: str
+
+
+class Requeued(Event, frozen=True, kw_only=True, tag="requeued"):
+    """The attempt goes back to the queue; written before that is tried, so that nothing is lost when it fails.
+
+    `means`: `scontrol` (the same job), `sbatch` (a successor), `later` (by the owner's next clipa command).
+    """
+
+    means: str
+    why: str = ""
 
 
 class Staged(Event, frozen=True, kw_only=True, tag="staged"):
@@ -150,12 +191,13 @@ class Ended(Event, frozen=True, kw_only=True, tag="ended"):
 
     `failed`: an error of its own, `killed`: ended from outside (signal), `stopped`: asked to leave,
     `cancelled`: asked to leave by a person, `blocked`: the run that it waits for did not finish.
-    `final`: no further attempt follows by itself.
+    `final`: no further attempt follows by itself. `retry`: whether trying again could help.
     """
 
     outcome: Literal["done", "failed", "killed", "stopped", "cancelled", "blocked"]
     final: bool
     error: str = ""
+    retry: bool = True
 
 
 AnyEvent: TypeAlias = (
@@ -163,6 +205,10 @@ AnyEvent: TypeAlias = (
     | Queued
     | Waiting
     | Started
+    | NodeStarted
+    | NodeEnded
+    | BadNode
+    | Requeued
     | Staged
     | Spawned
     | Resolved

@@ -64,6 +64,7 @@ def fold(
         queued=intents[min(intents)].t if intents else 0.0,
         started=min((e.t for e in everything if isinstance(e, events.Started | events.Begun)), default=0.0),
         job=_job(now),
+        slurm_job=_slurm_job(everything, intent.submission if intent else 0, newest),
         holder=_holder(now, intent),
         stop=stop[-1] if stop else None,
         doing=doing,
@@ -143,6 +144,22 @@ def _job(now: Sequence[AnyEvent]) -> Identity | None:
         boot_id=given.boot_id,
         pid_namespace=given.pid_namespace,
     )
+
+
+def _slurm_job(everything: Iterable[AnyEvent], submission: int, newest: int) -> str:
+    """SLURM's id of the job that has the newest attempt: a requeued one keeps its id, a successor says its own.
+
+    A resume begins a new submission, which has no job until one is named.
+    """
+    found = ""
+    for event in everything:
+        named = ""
+        if isinstance(event, events.Submitted):
+            named = event.job if event.scheduler == "slurm" else ""
+        elif isinstance(event, events.Started):
+            named = event.job
+        found = named if named and submission <= event.attempt <= newest else found
+    return found
 
 
 def _reached(everything: Iterable[AnyEvent]) -> int:

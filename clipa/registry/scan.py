@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
+from clipa.registry.cascade import reduce
 from clipa.registry.index import Index, cached, mark_of
+from clipa.registry.jobs import Jobs
 from clipa.registry.liveness import Identity, is_alive
 from clipa.registry.reading import Diagnostic, Reading, odd, read
 from clipa.registry.run_dir import RunDir
-from clipa.registry.state import SILENCE_S, Facts, RunStatus, reduce
+from clipa.registry.state import SILENCE_S, Facts, RunStatus, State
 
 _MARKS = ("plan.json", "events", "intents", "attempts")
 """A folder with one of these is, or was meant to be, a run."""
@@ -27,13 +29,20 @@ class Scan(NamedTuple):
     diagnostics: list[Diagnostic]
 
 
-def scan(roots: Sequence[Path], now: float | None = None, only: Collection[str] | None = None) -> Scan:
+Ask: TypeAlias = Callable[[Sequence[Facts]], Mapping[str, Jobs]]
+"""Asks the schedulers of runs, all in one go. Run -> what its scheduler says of all jobs."""
+
+
+def scan(
+    roots: Sequence[Path], now: float | None = None, only: Collection[str] | None = None, ask: Ask | None = None
+) -> Scan:
     """The status of every run under these roots. Never raises.
 
     Args:
         roots: run roots; those that are not there are passed over.
         now: Unix time.
         only: ids of the runs that are wanted; nothing else is read.
+        ask: who knows the jobs of runs that are on SLURM; without it they are judged by their folders alone.
     """
     now = time.time() if now is None else now
     facts: dict[str, Facts] = {}
@@ -47,7 +56,13 @@ def scan(roots: Sequence[Path], now: float | None = None, only: Collection[str] 
     beats = _beats(facts.values(), now)
     asked = cache(is_alive)
     ordered = _in_order(facts)
-    statuses = [reduce(f, asked, _beat_age(f, beats, now), now) for f in ordered]
+    jobs = ask(ordered) if ask else {}
+    statuses: list[RunStatus] = []
+    states: dict[str, State] = {}
+    for f in ordered:
+        run, parent = f.plan.run, states.get(f.plan.parent)
+        statuses.append(reduce(f, asked, _beat_age(f, beats, now), now, jobs.get(run), parent))
+        states[run] = statuses[-1].state
     return Scan(statuses, {f.plan.run: f for f in ordered}, diagnostics)
 
 

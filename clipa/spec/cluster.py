@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from clipa.spec.base import Struct, require
+from clipa.spec.slurm import Slurm
 
 SCHEMA = 1
 
@@ -31,13 +32,15 @@ class Cluster(Struct, frozen=True, kw_only=True):
     """One place to run. Paths may use `~` and `$VARIABLES`; they are expanded where `clipa` is called.
 
     `gpus` is "auto" (all that the machine has) or a number, 0 for CPU; one process a GPU. On a CPU: `processes` ranks.
+    Both count for each of the `nodes`. `time_limit_minutes` is the local machine's; SLURM has `time` in `[slurm]`.
     """
 
-    backend: Literal["local"] = "local"
+    backend: Literal["local", "slurm"] = "local"
     name: str = ""
     description: str = ""
     run_root: str = ""
     cache: str = ""
+    nodes: int = 1
     gpus: Literal["auto"] | int = "auto"
     processes: int = 1
     threads: int = 0
@@ -46,10 +49,18 @@ class Cluster(Struct, frozen=True, kw_only=True):
     time_limit_minutes: int = 24 * 60
     env: dict[str, str] = {}
     datasets: dict[str, str | Dataset] = {}
+    slurm: Slurm | None = None
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
         require(1 <= self.schema <= SCHEMA, f"schema {self.schema} is newer than this clipa reads ({SCHEMA})")
+        require(1 <= self.nodes <= 4096, f"nodes must be 1..4096, got {self.nodes}")
+        if self.backend == "slurm":
+            require(self.slurm is not None, 'backend = "slurm" needs a [slurm] table with at least time = "HH:MM:SS"')
+            require(self.gpus != "auto", "gpus must be a number on SLURM: the GPUs of one node, 0 for the CPU")
+        else:
+            require(self.slurm is None, 'the [slurm] table needs backend = "slurm"')
+            require(self.nodes == 1, f"nodes must be 1 on the local machine, got {self.nodes}")
         require(self.gpus == "auto" or 0 <= self.gpus <= 64, f'gpus must be "auto" or 0..64, got {self.gpus}')
         require(1 <= self.processes <= 256, f"processes must be 1..256, got {self.processes}")
         require(0 <= self.threads <= 1024, f"threads must be 0..1024 (0: share the cores), got {self.threads}")

@@ -13,6 +13,7 @@ from clipa.spec.cluster import Dataset
 from clipa.spec.evalset import Names, Task
 from clipa.spec.job import Phase
 from clipa.spec.model import Model
+from clipa.spec.slurm import Slurm
 
 SCHEMA = 1
 
@@ -66,12 +67,21 @@ class Weights(Record, frozen=True, kw_only=True):
 
 
 class World(Record, frozen=True, kw_only=True):
-    """The processes of one attempt. `gpus` > 0 means one process a GPU; else `processes` ranks on the CPU."""
+    """The processes of one attempt, those of all nodes together, the same number on each.
+
+    `gpus` > 0 means one process a GPU; else `processes` ranks on the CPU.
+    """
 
     processes: int
+    nodes: int = 1
     gpus: int = 0
     threads: int = 1
     loader_workers: int = 1
+
+    @property
+    def local(self) -> int:
+        """Processes of one node."""
+        return self.processes // self.nodes
 
     @property
     def device(self) -> Literal["cuda", "cpu"]:
@@ -80,10 +90,18 @@ class World(Record, frozen=True, kw_only=True):
 
 
 class Limits(Record, frozen=True, kw_only=True):
-    """When the supervisor gives up: attempts per submission, and wall-clock minutes of the phase."""
+    """When the supervisor gives up, and how long leaving takes.
+
+    `max_attempts` counts attempts of a submission that failed or were killed, `time_limit_minutes` is the wall clock
+    of one job, `total_minutes` that of all attempts together (0: no such limit). `lead_s`: so long before the end of
+    its time a job is asked to leave; `leave_s`: so long its processes have to save.
+    """
 
     max_attempts: int
     time_limit_minutes: int
+    total_minutes: int = 0
+    lead_s: int = 0
+    leave_s: float = 60.0
 
 
 class Code(Record, frozen=True, kw_only=True):
@@ -109,7 +127,7 @@ class Plan(Record, frozen=True, kw_only=True):
     recipe_digest: str
     phase: str
     cluster: str
-    backend: Literal["local"]
+    backend: Literal["local", "slurm"]
     model: Model
     settings: Phase
     world: World
@@ -126,6 +144,7 @@ class Plan(Record, frozen=True, kw_only=True):
     steps: int = 0
     warmup_steps: int = 0
     env: dict[str, str] = {}
+    slurm: Slurm | None = None
     schema: int = SCHEMA
 
     @property

@@ -125,8 +125,8 @@ class _Reporter:
         print(f"{done / _MIB:.1f} of {total / _MIB:.1f} MiB, {rate / _MIB:.1f} MiB/s, {left}", flush=True)
 
 
-def stage_run(run: RunDir, attempt: int) -> None:
-    """Stage everything that a run reads, and record it."""
+def stage_run(run: RunDir, attempt: int, writer: str = "stage") -> None:
+    """Stage everything that a run reads, and record it in the event file of `writer`."""
     the_plan = _read(run.plan, plan.decode)
     stop_file = Path(os.environ.get("CLIPA_STOP_FILE") or run.stop_file(attempt))
     used = [the_plan.data, *(e.data for e in the_plan.evals.values())]
@@ -143,7 +143,7 @@ def stage_run(run: RunDir, attempt: int) -> None:
     if init and not init.is_run and "://" in init.ref and not init.ref.startswith("file://"):
         print(f"weights: {redacted(init.ref)}", flush=True)
         stage_weights(init.ref, the_plan.cache, _Reporter(stop_file))
-    log = events.EventWriter(run, attempt, "stage")
+    log = events.EventWriter(run, attempt, writer)
     log.write(events.Staged, shards=shards, fetched_bytes=fetched, seconds=time.monotonic() - began)
     log.close()
 
@@ -160,9 +160,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="clipa.storage.stage", description="stage what a run reads")
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--attempt", type=int, required=True)
+    parser.add_argument("--writer", default="stage", help="whose event file it is, where several nodes stage")
     arguments = parser.parse_args()
     try:
-        stage_run(RunDir(arguments.run_dir), arguments.attempt)
+        stage_run(RunDir(arguments.run_dir), arguments.attempt, arguments.writer)
     except Stopped:
         return RESUMABLE
     except ClipaError as error:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from clipa.launch.attempt import Verdict
-from clipa.launch.supervisor import Trace, decide
+from clipa.launch.decide import Trace, Verdict, decide
 
 FAILED = Verdict("failed", "ValueError: x", retry=True)
 KILLED = Verdict("killed", "SIGKILL", retry=True)

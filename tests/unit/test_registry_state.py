@@ -16,12 +16,13 @@ from hypothesis import strategies as st
 
 from clipa.errors import UnknownRun
 from clipa.registry import records
+from clipa.registry.cascade import reduce
 from clipa.registry.events import EventWriter, Queued
 from clipa.registry.find import find
 from clipa.registry.liveness import identity_of, is_alive, own_identity
 from clipa.registry.run_dir import RunDir
 from clipa.registry.scan import read, scan
-from clipa.registry.state import Facts, State, reduce
+from clipa.registry.state import Facts, State
 
 PLAN = {
     "run": "r1",

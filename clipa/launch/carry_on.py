@@ -1,0 +1,212 @@
+"""What brings a run on SLURM further: submitting it, a successor where a job may not be requeued, adoption, and the
+owner's next command where nothing else was left to do it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from clipa.launch import scheduler, snapshot
+from clipa.launch.conclude import Doing, conclude, doing_of
+from clipa.launch.sbatch import Batch
+from clipa.launch.submit import submit_slurm
+from clipa.launch.supervisor import read_plan
+from clipa.registry import events, records
+from clipa.registry.jobs import Job, live_of
+from clipa.registry.run_dir import RunDir, run_dirs, write_whole
+from clipa.registry.scan import Scan
+from clipa.registry.state import Facts, State
+from clipa.spec.plan import Plan, Record
+
+BAD_NODES = ".nodes"
+
+
+def batch_of(plan: Plan, run: RunDir, attempt: int, submission: int, after: str = "") -> Batch:
+    """The job of an attempt: with the code as it is now, and off the nodes that failed their check lately."""
+    import sys
+
+    assert plan.slurm is not None
+    root = run.path.parent
+    return Batch(
+        plan=plan,
+        run=run,
+        attempt=attempt,
+        submission=submission,
+        code=snapshot.take(root),
+        python=plan.slurm.python or sys.executable,
+        after=after,
+        avoid=tuple(bad_nodes(root, plan.slurm.bad_node_hours)),
+    )
+
+
+def submit(run: RunDir, plan: Plan, attempt: int, submission: int, after: str = "") -> str:
+    """Submit the job of an attempt whose intent is written, and record its id. Returns the id.
+
+    Raises:
+        LaunchError: SLURM refused it.
+    """
+    job = submit_slurm(batch_of(plan, run, attempt, submission, after))
+    record(run, attempt, job)
+    return job
+
+
+def record(run: RunDir, attempt: int, job: str) -> None:
+    """Write down which job has an attempt."""
+    writer = events.EventWriter(run, attempt, "submit")
+    writer.write(events.Submitted, job=job, scheduler="slurm")
+    writer.close()
+
+
+def submit_successor(run: RunDir, plan: Plan, submission: int, after: str = "") -> str:
+    """Submit the next attempt as a job of its own, and have the runs behind it wait for that. Returns its id.
+
+    `after`: the job that makes room for it. A dependency on it is not made: it may end in any way.
+
+    Raises:
+        LaunchError: SLURM refused it.
+    """
+    attempt = max([0, *run.intents(), *run.claimed()]) + 1
+    records.write_intent(run, attempt, submission, "restart")
+    job = submit(run, plan, attempt, submission)
+    for child in children_of(run):
+        if job_of_child := last_job(child):
+            scheduler.repoint(job_of_child, job, plan.slurm.conf if plan.slurm else "")
+    return job
+
+
+def children_of(run: RunDir) -> list[RunDir]:
+    """The runs of the same group that wait for this one."""
+    found = []
+    for other in run_dirs(run.path.parent):
+        if other.id != run.id:
+            with contextlib.suppress(Exception):
+                if read_plan(other).parent == run.id:
+                    found.append(other)
+    return found
+
+
+def last_job(run: RunDir) -> str:
+    """SLURM's id of the job that a run was last handed to as."""
+    for attempt in reversed(run.intents()):
+        for event in events.read(run.event_file(attempt, "submit")):
+            if isinstance(event, events.Submitted) and event.scheduler == "slurm":
+                return event.job
+    return ""
+
+
+class BadNode(Record, frozen=True, kw_only=True):
+    """A node that failed its check: why, and when (Unix time)."""
+
+    name: str
+    why: str
+    t: float
+
+
+def remember_bad_node(root: Path, name: str, why: str) -> None:
+    """Keep the jobs of this run root off a node for a while."""
+    write_whole(root / BAD_NODES / f"{name}.json", msgspec.json.encode(BadNode(name=name, why=why, t=time.time())))
+
+
+def bad_nodes(root: Path, hours: float) -> list[str]:
+    """The nodes that failed their check within so many hours."""
+    found = []
+    for path in sorted((root / BAD_NODES).glob("*.json")):
+        try:
+            node = msgspec.json.decode(path.read_bytes(), type=BadNode)
+        except (OSError, msgspec.MsgspecError):
+            continue
+        if time.time() - node.t < hours * 3600:
+            found.append(node.name)
+    return found
+
+
+def settle(scan: Scan) -> bool:
+    """Bring further what nothing else will: adopt orphans, end doubles, continue runs whose job ended without a word
+    on what follows. Only runs of this user. Returns whether anything was done.
+    """
+    mine = [f for f in scan.facts.values() if f.plan.slurm is not None and f.ended is None and _is_mine(f.path)]
+    if not mine:
+        return False
+    states = {status.run: status.state for status in scan.statuses}
+    answers = scheduler.ask(mine)
+    done = False
+    for facts in mine:
+        jobs = answers[facts.plan.run]
+        if not jobs.trouble:
+            done |= _settle_one(facts, jobs.jobs, states)
+    return done
+
+
+def _settle_one(facts: Facts, jobs: Sequence[Job], states: dict[str, State]) -> bool:
+    run, plan = RunDir(facts.path), facts.plan
+    assert plan.slurm is not None
+    live = live_of(plan.run, jobs)
+    if len(live) > 1:
+        scheduler.cancel([job.id for job in _superseded(live)], plan.slurm.conf)
+    if not facts.slurm_job:
+        found = [job for job in jobs if facts.intent and job.name == f"clipa-{plan.run}-a{facts.intent.attempt}"]
+        if found and facts.intent:
+            record(run, facts.intent.attempt, found[-1].id)
+            return True
+        return False
+    if live or states.get(plan.run) is not State.INTERRUPTED or facts.intent is None:
+        return False
+    job = next((job for job in jobs if job.id == facts.slurm_job), None)
+    return _continue(facts, job, states)
+
+
+def _superseded(live: Iterable[Job]) -> list[Job]:
+    """All but the newest attempt's: it alone can commit."""
+    ordered = sorted(live, key=lambda job: int(job.name.rpartition("-a")[2] or 0))
+    return ordered[:-1]
+
+
+def _continue(facts: Facts, job: Job | None, states: dict[str, State]) -> bool:
+    """A run whose job is over and that nobody has given a final word."""
+    from clipa.launch.create import only_one
+
+    run, plan = RunDir(facts.path), facts.plan
+    assert facts.intent is not None
+    parent = states.get(plan.parent) if plan.parent else None
+    if parent is not None and parent is not State.DONE and not parent.is_live:
+        return False  # it waits until that one is brought further
+    doing: Doing = doing_of(job, run.logs(facts.intent.attempt) / "submitit" / f"{facts.slurm_job}_0_log.err")
+    never_began = facts.started == 0.0 or not _has_begun(run, facts.attempt)
+    with only_one(run.path.parent):
+        if max([0, *run.intents()]) != max([0, *facts.intents]):
+            return False  # another command was quicker
+        if not never_began:
+            conclusion = conclude(run, plan, facts.attempt, facts.intent.submission, doing)
+            writer = events.EventWriter(run, facts.attempt, "settle")
+            verdict = conclusion.verdict
+            writer.write(
+                events.Ended, outcome=verdict.outcome, final=conclusion.final, error=verdict.error, retry=verdict.retry
+            )
+            writer.close()
+            if conclusion.final:
+                return True
+        attempt = max([0, *run.intents(), *run.claimed()]) + 1
+        records.write_intent(run, attempt, facts.intent.submission, "restart")
+        after = last_job(RunDir(run.path.parent / plan.parent)) if parent is not None and parent.is_live else ""
+        submitted = submit(run, plan, attempt, facts.intent.submission, after)
+        for child in children_of(run):
+            if waiting := last_job(child):
+                scheduler.repoint(waiting, submitted, plan.slurm.conf if plan.slurm else "")
+    return True
+
+
+def _has_begun(run: RunDir, attempt: int) -> bool:
+    return any(isinstance(e, events.Started) for e in events.read(run.event_file(attempt, "supervisor")))
+
+
+def _is_mine(path: str) -> bool:
+    try:
+        return os.stat(path).st_uid == os.getuid() and os.access(path, os.W_OK)
+    except OSError:
+        return False

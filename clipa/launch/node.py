@@ -1,0 +1,190 @@
+"""The supervisor of one node of a SLURM job. The first node speaks for the attempt.
+
+What follows an attempt is not decided here but by the tail of the batch script (clipa.launch.tail), which survives
+this process. So only the first node leaves with a code other than 0, after its words are written; another node does
+so only when it failed, and then SLURM ends the step at once (`--kill-on-bad-exit`).
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import tempfile
+import time
+import traceback
+from pathlib import Path
+from typing import NamedTuple
+
+from clipa.errors import ClipaError, InputError
+from clipa.launch import render
+from clipa.launch.attempt import Attempt, Leaving, Place
+from clipa.launch.decide import Verdict, is_done
+from clipa.launch.nodelist import expand
+from clipa.launch.scheduler import expanded
+from clipa.launch.supervisor import close, read_plan
+from clipa.registry import records
+from clipa.registry.run_dir import RunDir
+from clipa.spec.plan import Plan
+
+LAG_S = 60.0
+"""Seconds until what another host has written is seen for certain: NFS clients may trail by so much (nfs(5))."""
+
+
+class Job(NamedTuple):
+    """Where in its job a process is, from the environment of `srun` (srun(1), OUTPUT ENVIRONMENT VARIABLES)."""
+
+    id: str
+    restart: int
+    node: int
+    nodes: tuple[str, ...]
+    meeting: str
+
+
+def own_job() -> Job:
+    """The job that this process belongs to."""
+    env = os.environ
+    return Job(
+        id=env["SLURM_JOB_ID"],
+        restart=int(env.get("SLURM_RESTART_COUNT", "0")),
+        node=int(env.get("SLURM_PROCID", "0")),
+        nodes=tuple(expand(env.get("SLURM_JOB_NODELIST", ""))) or (env.get("SLURMD_NODENAME", "?"),),
+        meeting=env.get("CLIPA_MEETING", ""),
+    )
+
+
+class OnNode:
+    """What submitit pickles for SLURM: a path and two numbers, importable by name.
+
+    It has no `checkpoint` method: submitit's own requeue would run in this process, which may be gone or in a place
+    without `scontrol`.
+    """
+
+    def __init__(self, path: str, attempt: int, submission: int) -> None:
+        self.path = path
+        self.attempt = attempt
+        self.submission = submission
+
+    def __call__(self) -> str:
+        """Run this node's part of the attempt. Leaves with another code than 0 where the work is not done."""
+        leaving = Leaving()
+        leaving.install()
+        os.chdir("/")
+        job = own_job()
+        node = Node(RunDir(self.path), self.attempt + job.restart, self.submission, job, leaving)
+        code = node.execute()
+        if code:
+            raise SystemExit(code)
+        return "done"
+
+
+class Node:
+    """Works on one attempt on one node."""
+
+    def __init__(self, run: RunDir, attempt: int, submission: int, job: Job, leaving: Leaving) -> None:
+        self.run = run
+        self.attempt = attempt
+        self.submission = submission
+        self.job = job
+        self.leaving = leaving
+        self.plan = read_plan(run)
+
+    def execute(self) -> int:
+        """Exit code: 0 done, or a part of it is; else not."""
+        if is_done(self.run):
+            return 0
+        if not self._is_newest():
+            print(f"attempt {self.attempt} is superseded by attempt {max(self.run.intents())}: leaving", flush=True)
+            return 1
+        if self.job.node:
+            return self._follow()
+        if stop := records.asked_to_cancel(self.run, self.submission):
+            close(self.run, self.attempt, "cancelled", f"cancelled by {stop.by}")
+            return 1
+        if self.attempt not in self.run.intents():
+            records.write_intent(self.run, self.attempt, self.submission, "restart")
+        if self.plan.parent and not self._parent_is_done():
+            close(self.run, self.attempt, "blocked", f"{self.plan.parent} is not done")
+            return 1
+        if not self.run.claim(self.attempt):
+            print(f"attempt {self.attempt} has begun elsewhere: leaving", flush=True)
+            return 1
+        verdict = self._work()
+        return 0 if verdict.outcome == "done" else render.RESUMABLE if verdict.retry else 1
+
+    def _is_newest(self) -> bool:
+        return self.attempt >= max([0, *self.run.intents()])
+
+    def _follow(self) -> int:
+        """The part of another node than the first: as soon as that one has begun."""
+        deadline = time.monotonic() + 2 * LAG_S
+        while self.attempt not in self.run.claimed():
+            if time.monotonic() > deadline or self.leaving.reason:
+                return 0  # the first node says why
+            time.sleep(0.2)
+        return 1 if self._work().outcome in ("failed", "killed") else 0
+
+    def _work(self) -> Verdict:
+        work = Attempt(self.run, self.plan, self.attempt, self.submission, self.leaving, self._place())
+        try:
+            self._prepare()
+            verdict = work.execute()
+        except ClipaError as error:
+            verdict = Verdict("failed", str(error), retry=not isinstance(error, InputError))
+        except Exception as error:
+            traceback.print_exc()
+            verdict = Verdict("failed", f"its supervisor failed: {type(error).__name__}: {error}", retry=True)
+        work.end(verdict, final=verdict.outcome in ("done", "cancelled"))
+        return verdict
+
+    def _prepare(self) -> None:
+        if secrets := self.plan.slurm and self.plan.slurm.secrets:
+            os.environ.update(read_secrets(Path(expanded(secrets))))
+        _use_scratch(self.plan)
+
+    def _place(self) -> Place:
+        address, _, port = self.job.meeting.rpartition(":")
+        return Place(
+            scheduler="slurm",
+            node=self.job.node,
+            job=self.job.id,
+            nodes=self.job.nodes,
+            address=address or "127.0.0.1",
+            port=int(port or 0),
+            lead_s=self.plan.limits.lead_s,
+        )
+
+    def _parent_is_done(self) -> bool:
+        parent = RunDir(self.run.path.parent / self.plan.parent)
+        deadline = time.monotonic() + LAG_S
+        while not is_done(parent):
+            if time.monotonic() > deadline or self.leaving.reason:
+                return False
+            time.sleep(0.5)
+        return True
+
+
+def read_secrets(path: Path) -> dict[str, str]:
+    """NAME=VALUE lines of a file that nobody else can read. Nothing in it is executed.
+
+    Raises:
+        InputError: it cannot be read, or others can.
+    """
+    try:
+        status = path.stat()
+        if stat.S_IMODE(status.st_mode) & 0o077 or status.st_uid not in (os.getuid(), 0):
+            raise InputError("others can read the secrets", where=str(path), hint=f"chmod 600 {path}")
+        lines = path.read_text().splitlines()
+    except OSError as error:
+        raise InputError(f"the secrets cannot be read: {error.strerror}", where=str(path)) from error
+    pairs = [line.removeprefix("export ").partition("=") for line in lines if line.strip() and line.strip()[0] != "#"]
+    if not all(equals and name.strip().isidentifier() for name, equals, _ in pairs):
+        raise InputError("not NAME=VALUE", where=str(path), allowed="NAME=VALUE lines, # begins a comment")
+    return {name.strip(): value.strip().strip("'\"") for name, _, value in pairs}
+
+
+def _use_scratch(plan: Plan) -> None:
+    """Temporary files of everything below this process go to the node-local folder of the profile."""
+    if plan.slurm and plan.slurm.scratch:
+        folder = Path(expanded(plan.slurm.scratch))
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.tempdir = os.environ["TMPDIR"] = str(folder)

@@ -1,0 +1,78 @@
+"""The code that a job runs: copied once, under the digest of its content, so that it cannot change under a queued job.
+
+It is what lies on the disk, committed or not, tracked or not; the diff to the last commit is in provenance/.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import uuid
+from pathlib import Path
+
+from clipa.errors import ConfigError, LaunchError
+
+FOLDER = ".code"
+LARGEST = 64 << 20
+"""Bytes: a package of sources that is larger has data in it that do not belong there."""
+_LEFT_OUT = {"__pycache__"}
+
+
+def take(run_root: Path, package: Path | None = None) -> Path:
+    """The folder below the run root that holds a copy of the package; it goes onto PYTHONPATH.
+
+    Raises:
+        ConfigError: the package is larger than 64 MiB.
+        LaunchError: it cannot be written.
+    """
+    package = package or Path(__file__).resolve().parent.parent
+    files = _files(package)
+    digest = _digest(package, files)
+    target = run_root / FOLDER / digest
+    if target.is_dir():
+        return target
+    part = target.with_name(f".{digest}.{uuid.uuid4().hex[:8]}.part")
+    try:
+        for name in files:
+            copy = part / package.name / name
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(package / name, copy)
+        try:
+            part.rename(target)
+        except OSError:
+            if not target.is_dir():  # else another clipa was quicker
+                raise
+    except OSError as error:
+        raise LaunchError(f"the code cannot be copied: {error.strerror or error}", where=str(target)) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return target
+
+
+def _files(package: Path) -> list[str]:
+    found: list[str] = []
+    size = 0
+    for folder, folders, names in os.walk(package):
+        folders[:] = sorted(name for name in folders if name not in _LEFT_OUT and not name.startswith("."))
+        for name in sorted(names):
+            path = Path(folder) / name
+            if not name.startswith(".") and not name.endswith(".pyc") and path.is_file():
+                size += path.stat().st_size
+                found.append(str(path.relative_to(package)))
+    if size > LARGEST:
+        raise ConfigError(
+            f"the package has {size / 2**20:.0f} MiB, and every job would get a copy",
+            where=str(package),
+            allowed=f"{LARGEST >> 20} MiB",
+            hint="move data out of the package",
+        )
+    return found
+
+
+def _digest(package: Path, files: list[str]) -> str:
+    digest = hashlib.sha256()
+    for name in files:
+        content = hashlib.sha256((package / name).read_bytes()).digest()
+        digest.update(os.fsencode(name) + b"\0" + content)
+    return digest.hexdigest()[:24]

@@ -1,0 +1,132 @@
+"""The tail of the batch script: what follows an attempt. It runs on the host of the first node, after the step.
+
+    python -m clipa.launch.tail RUN_DIR ATTEMPT SUBMISSION ended CODE
+    python -m clipa.launch.tail RUN_DIR ATTEMPT SUBMISSION asked        at SIGTERM, while the step still runs
+
+Exit codes: 0 done, 10 over and not done, 11 another attempt follows. With any other the batch script helps itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+from clipa.errors import ClipaError
+from clipa.launch import carry_on, scheduler
+from clipa.launch.conclude import Conclusion, Doing, conclude, doing_of
+from clipa.launch.decide import is_done
+from clipa.launch.supervisor import read_plan
+from clipa.registry import events
+from clipa.registry.jobs import Job
+from clipa.registry.run_dir import RunDir
+from clipa.spec.plan import Plan
+
+DONE, OVER, GOES_ON = 0, 10, 11
+
+
+class Tail:
+    """The end of one attempt, seen from the batch script of its job."""
+
+    def __init__(self, run: RunDir, first: int, submission: int, job: str, restart: int) -> None:
+        self.run = run
+        self.plan: Plan = read_plan(run)
+        self.attempt = first + restart
+        self.submission = submission
+        self.job = job
+        self.log = run.logs(first) / "submitit" / f"{job}_0_log.err"
+        assert self.plan.slurm is not None
+        self.site = self.plan.slurm
+
+    def ended(self, code: int) -> int:
+        """The step is over."""
+        if self.attempt < max([0, *self.run.intents()]):
+            return GOES_ON  # a successor has taken over, or was submitted when SIGTERM came
+        if self._was_sent_back():
+            self._write_end(conclude(self.run, self.plan, self.attempt, self.submission, "time", code))
+            return DONE if is_done(self.run) else GOES_ON
+        job = scheduler.describe_job(self.job, self.site.conf)
+        doing = doing_of(job, self.log)
+        conclusion = conclude(self.run, self.plan, self.attempt, self.submission, doing, code)
+        self._write_end(conclusion)
+        if conclusion.final:
+            return DONE if conclusion.verdict.outcome == "done" else OVER
+        if doing != "requeued":  # else SLURM has it in the queue already
+            self._go_on(doing, conclusion.verdict.error)
+        return GOES_ON
+
+    def asked(self) -> int:
+        """SIGTERM came while the step runs: SLURM ends the job, perhaps before the step has saved and left."""
+        doing = doing_of(scheduler.describe_job(self.job, self.site.conf), self.log)
+        if doing in ("time", "preempted") and not self._was_sent_back() and not is_done(self.run):
+            conclusion = conclude(self.run, self.plan, self.attempt, self.submission, doing)
+            if not conclusion.final:
+                self._go_on(doing, conclusion.verdict.error)
+        return GOES_ON
+
+    def _write_end(self, conclusion: Conclusion) -> None:
+        """The verdict, once: what the supervisor has said finally is not said again."""
+        verdict, final = conclusion
+        log = events.EventWriter(self.run, self.attempt, "tail")
+        log.write(events.Ended, outcome=verdict.outcome, final=final, error=verdict.error, retry=verdict.retry)
+        log.close()
+
+    def _was_sent_back(self) -> bool:
+        return any(
+            isinstance(event, events.Requeued) for event in events.read(self.run.event_file(self.attempt, "tail"))
+        )
+
+    def _record(self, means: str, why: str) -> None:
+        log = events.EventWriter(self.run, self.attempt, "tail")
+        log.write(events.Requeued, means=means, why=why)
+        log.close()
+
+    def _go_on(self, doing: Doing, why: str) -> None:
+        """Back into the queue; where that cannot be, a successor; where that cannot be either, the owner's next
+        command. What is about to be done is recorded before it is tried.
+        """
+        if self.site.requeue:
+            self._record("scontrol", why)
+            if bad := carry_on.bad_nodes(self.run.path.parent, self.site.bad_node_hours):
+                scheduler.exclude(self.job, bad, self.site.conf)
+            said = scheduler.requeue(self.job, self.site.conf)
+            if not said.trouble or self._is_queued():
+                return
+            print(said.trouble, file=sys.stderr, flush=True)
+            if doing in ("node", "preempted", "requeued"):
+                return  # SLURM itself brings it back; two jobs would be worse than a late one
+        try:
+            self._record("sbatch", why)
+            carry_on.submit_successor(self.run, self.plan, self.submission, after=f"{self.job}")
+        except (ClipaError, OSError) as error:
+            print(error, file=sys.stderr, flush=True)
+            self._record("later", str(error))
+
+    def _is_queued(self) -> bool:
+        job: Job | None = scheduler.describe_job(self.job, self.site.conf)
+        return job is not None and job.phase in ("queued", "held")
+
+
+def main() -> int:
+    """Entry of the module."""
+    parser = argparse.ArgumentParser(prog="clipa.launch.tail")
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("attempt", type=int)
+    parser.add_argument("submission", type=int)
+    parser.add_argument("what", choices=["ended", "asked"])
+    parser.add_argument("code", type=int, nargs="?", default=0)
+    given = parser.parse_args()
+    began = time.monotonic()
+    tail = Tail(
+        RunDir(given.run_dir), given.attempt, given.submission, os.environ["SLURM_JOB_ID"],
+        int(os.environ.get("SLURM_RESTART_COUNT", "0")),
+    )  # fmt: skip
+    code = tail.asked() if given.what == "asked" else tail.ended(given.code)
+    print(f"attempt {tail.attempt} {given.what}: {code} after {time.monotonic() - began:.1f} s", flush=True)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,102 @@
+"""The batch script, word by word. CLIPA_TEST_GOLDEN=write writes the golden files anew: read the diff then."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from clipa.launch import sbatch
+from clipa.launch.submit import job_environment, script
+from clipa.registry.run_dir import RunDir
+from clipa.spec.catalog import clusters
+from clipa.spec.job import Pretrain
+from clipa.spec.load import load_cluster, load_recipe
+from clipa.spec.plan import Code, Limits, Plan, World
+from clipa.spec.slurm import Slurm
+
+GOLDEN = Path(__file__).parent / "golden"
+ROOT = Path(__file__).resolve().parents[2]
+EVERYTHING = Slurm(
+    time="2-00:00:00", partition="gpu", account="proj", qos="high", reservation="maint", constraint="a100&ib",
+    exclude="bad[1-2]", nodelist="n[1-9]", gpu_type="a100", mem="200G", cpus=32, exclusive=True, nice=10,
+    comment="it's mine", licenses="fs:1", mail_type="END", mail_user="a@b.org", setup=("module load cuda/12",),
+    python="/opt/env/bin/python", interface="ib0", srun=("--mpi=none",),
+    directives={"hint": "nomultithread", "nice": False, "mem": "100G", "overcommit": True},
+)  # fmt: skip
+
+
+def batch(slurm: Slurm, world: World, **changes: object) -> sbatch.Batch:
+    recipe = load_recipe(ROOT / "jobs" / "demo.toml").recipe
+    phase = recipe.phases["pretrain"]
+    assert isinstance(phase, Pretrain)
+    plan = Plan(
+        run="20260101-000000-abcd-pretrain", group="20260101-000000-abcd", created=1.0, recipe="demo",
+        recipe_digest="0", phase="pretrain", cluster="c", backend="slurm", model=recipe.model, settings=phase,
+        world=world, limits=Limits(max_attempts=5, time_limit_minutes=slurm.minutes, lead_s=90), code=Code(version="0"),
+        run_root="/shared/runs", cache="/shared/cache", slurm=slurm,
+        env={"NCCL_DEBUG": "WARN", "ODD": "it's $HOME; rm -rf \"x\""},
+    )  # fmt: skip
+    run = RunDir("/shared/runs/20260101-000000-abcd-pretrain")
+    made = sbatch.Batch(plan, run, 1, 1, Path("/shared/runs/.code/abc"), slurm.python or "/usr/bin/python3")
+    return made._replace(**changes)  # type: ignore[arg-type]
+
+
+CASES = {
+    "everything": batch(EVERYTHING, World(processes=16, nodes=2, gpus=16), after="77", avoid=("n3",)),
+    "least": batch(Slurm(time=60), World(processes=1)),
+    "no-requeue": batch(
+        Slurm(time=60, requeue=False, gres="gpu:2"), World(processes=2, gpus=2), attempt=3, submission=1
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_golden(name: str) -> None:
+    path = GOLDEN / f"sbatch-{name}.sh"
+    text = script(CASES[name])
+    if os.environ.get("CLIPA_TEST_GOLDEN") == "write":
+        path.write_text(text)
+    assert text == path.read_text()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bash_takes_it(name: str) -> None:
+    done = subprocess.run(["bash", "-n"], input=script(CASES[name]), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_any_directive_can_be_changed_and_removed_and_no_wckey_is_asked_for() -> None:
+    found = sbatch.directives(CASES["everything"])
+    assert found["mem"] == "100G"
+    assert "nice" not in found
+    assert found["overcommit"] == ""
+    assert found["exclude"] == "bad[1-2],n3"
+    assert "wckey" not in script(CASES["everything"])
+
+
+def test_an_environment_value_reaches_the_job_as_it_is() -> None:
+    line = next(line for line in sbatch.setup(CASES["least"]) if "ODD" in line)
+    done = subprocess.run(["bash", "-c", f"{line}; printenv ODD"], capture_output=True, text=True, check=True)
+    assert done.stdout == 'it\'s $HOME; rm -rf "x"\n'
+
+
+def test_the_login_nodes_environment_does_not_leak(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SLURM_JOB_ID", "SBATCH_PARTITION", "LD_LIBRARY_PATH", "VIRTUAL_ENV", "SECRET", "TOKEN"):
+        monkeypatch.setenv(name, "leak")
+    made = batch(Slurm(time=1, pass_env=("TOKEN",), conf="/etc/other.conf"), World(processes=1))
+    env = job_environment(made)
+    assert {k for k, v in env.items() if v == "leak"} == {"TOKEN"}
+    assert env["SLURM_CONF"] == "/etc/other.conf"
+    assert "leak" not in script(made), "what is passed on stands in no script"
+
+
+@pytest.mark.parametrize("name", [name for name, path in clusters().items() if load_cluster(path).slurm])
+def test_shipped_profiles_render(name: str) -> None:
+    cluster = load_cluster(clusters()[name])
+    assert cluster.slurm
+    assert cluster.gpus != "auto"
+    world = World(processes=cluster.nodes * (cluster.gpus or cluster.processes), nodes=cluster.nodes)
+    assert "#SBATCH --time=" in script(batch(cluster.slurm, world))

@@ -1,0 +1,153 @@
+"""Asking SLURM: what it prints, what it prints otherwise, and what happens when it says nothing."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clipa.launch import scheduler
+from clipa.registry.jobs import WORDS, Job, Jobs
+from clipa.registry.run_dir import RunDir
+from clipa.registry.scan import read
+from clipa.registry.state import Facts
+from tests.unit.test_registry_state import PLAN, STARTED, make
+
+SQUEUE = """\
+12|PENDING|Dependency|N/A|clipa-g-finetune-a1
+11|RUNNING|None|2026-11-25T13:40:13|clipa-g-pretrain-a1
+9|CANCELLED|DependencyNeverSatisfied|N/A|clipa-g-eval-a2
+8|PENDING|(Nodes required for job are DOWN, DRAINED or reserved)|2026-11-25T14:00:00|x
+7_3|COMPLETING|TimeLimit|2026-11-25T13:00:00|odd|name
+5|PENDING|BeginTime|2026-11-25T14:01:00|clipa-g-pretrain-a1
+slurm_load_jobs error: something
+"""
+SACCT = """\
+11|COMPLETED|2026-11-25T13:40:13|clipa-g-pretrain-a1
+4|NODE_FAIL|2026-11-25T13:00:00|clipa-h-pretrain-a1
+4|PENDING|Unknown|clipa-h-pretrain-a1
+3|CANCELLED by 0|2026-11-25T13:00:00|x
+2|CANCELLED+|2026-11-25T13:00:00|x
+1|OUT_OF_MEMORY|2026-11-25T13:00:00|x
+"""
+
+
+def test_squeue_as_recorded() -> None:
+    jobs = {job.id: job for job in scheduler.parse_squeue(SQUEUE, 5.0)}
+    assert [*jobs] == ["12", "11", "9", "8", "7_3", "5"]
+    assert (jobs["12"].phase, jobs["12"].start) == ("queued", None)
+    assert jobs["11"].phase == "running"
+    assert jobs["11"].start == time.mktime((2026, 11, 25, 13, 40, 13, 0, 0, -1))
+    assert jobs["8"].reason.startswith("Nodes required")
+    assert jobs["7_3"].name == "odd|name"
+    assert jobs["9"].reason == "DependencyNeverSatisfied"
+
+
+def test_sacct_as_recorded() -> None:
+    jobs = scheduler.parse_sacct(SACCT, 5.0)
+    assert [job.word for job in jobs] == [
+        "COMPLETED", "NODE_FAIL", "PENDING", "CANCELLED", "CANCELLED", "OUT_OF_MEMORY",
+    ]  # fmt: skip
+    assert jobs[3].by == "root"
+    assert all(job.phase for job in jobs)
+
+
+@given(st.text())
+def test_no_output_breaks_the_parsers(text: str) -> None:
+    for job in [*scheduler.parse_squeue(text, 0), *scheduler.parse_sacct(text, 0)]:
+        assert job.id
+
+
+def test_the_words_of_every_version_are_known() -> None:
+    # squeue(1), JOB STATE CODES: 20.11, 22.05, 23.11, 24.11, 25.05
+    said = """BOOT_FAIL CANCELLED COMPLETED CONFIGURING COMPLETING DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY PENDING
+    PREEMPTED RUNNING RESV_DEL_HOLD REQUEUE_FED REQUEUE_HOLD REQUEUED RESIZING REVOKED SIGNALING SPECIAL_EXIT STAGE_OUT
+    STOPPED SUSPENDED TIMEOUT LAUNCH_FAILED POWER_UP_NODE RECONFIG_FAIL UPDATE_DB EXPEDITING"""
+    assert set(said.split()) <= set(WORDS)
+
+
+@pytest.fixture
+def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "tools"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    monkeypatch.setattr(scheduler, "FRESH_S", 0.0)
+    return folder
+
+
+def shim(tools: Path, name: str, script: str) -> None:
+    (tools / name).write_text(f'#!/bin/sh\necho "$@" >>{tools}/{name}.calls\n{script}\n')
+    (tools / name).chmod(0o755)
+
+
+def run_facts(root: Path, name: str, job: str) -> Facts:
+    run = make(root, [{**STARTED, "job": job}], name)
+    plan = {**PLAN, "run": name, "run_root": str(root), "backend": "slurm", "slurm": {"time": 9}}
+    RunDir(run.path).plan.write_bytes(msgspec.json.encode(plan))
+    facts = read(run).facts
+    assert facts is not None
+    return facts
+
+
+def test_one_question_however_many_runs(tools: Path, tmp_path: Path) -> None:
+    shim(tools, "squeue", "printf '%s\\n' '1|RUNNING|None|N/A|x'")
+    shim(tools, "sacct", "printf '%s\\n' '2|FAILED|Unknown|x'")
+    runs = [run_facts(tmp_path / "runs", f"r{number}", str(number)) for number in range(1, 30)]
+    answers = scheduler.ask(runs)
+    found = answers["r1"].find("1")
+    assert found is not None
+    assert found.phase == "running"
+    gone = answers["r2"].find("2")
+    assert gone is not None
+    assert (gone.word, gone.source) == ("FAILED", "sacct")
+    assert answers["r3"].find("3") is None
+    assert not answers["r3"].trouble
+    assert len((tools / "squeue.calls").read_text().splitlines()) == 1
+    assert len((tools / "sacct.calls").read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize("script", ["exit 1", "sleep 60", "echo nonsense", "kill -9 $$"])
+def test_sacct_that_fails_or_hangs_is_no_news(tools: Path, tmp_path: Path, script: str) -> None:
+    shim(tools, "squeue", "printf '%s\\n' '1|RUNNING|None|N/A|x'")
+    shim(tools, "sacct", script)
+    began = time.monotonic()
+    jobs = scheduler.ask([run_facts(tmp_path / "runs", "r2", "2")])["r2"]
+    assert time.monotonic() - began < scheduler.QUERY_S + 3
+    assert jobs.find("2") is None
+    assert not jobs.trouble, "squeue has answered: the job is in no queue"
+
+
+@pytest.mark.parametrize(
+    ("script", "said"),
+    [
+        ("sleep 60", "did not answer within 2 s"),
+        ("echo 'squeue: error: Unable to contact slurm controller' >&2; exit 1", "Unable to contact"),
+        (None, "not installed"),
+    ],
+)
+def test_squeue_that_fails_leaves_the_last_known_state_with_its_age(
+    tools: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str | None, said: str
+) -> None:
+    facts = run_facts(tmp_path / "runs", "r1", "1")
+    shim(tools, "squeue", "printf '%s\\n' '1|RUNNING|None|N/A|x'")
+    before = scheduler.ask([facts])["r1"]
+    (tools / "squeue").unlink()
+    if script:
+        shim(tools, "squeue", script)
+    else:
+        monkeypatch.setenv("PATH", str(tools))
+    after = scheduler.ask([facts])["r1"]
+    assert said in after.trouble
+    assert after.find("1") == before.find("1"), "as it was, with the time at which it was so"
+
+
+def test_an_orphan_is_found_by_its_name() -> None:
+    jobs = Jobs(jobs=(Job(id="5", name="clipa-r-a1", word="FAILED"), Job(id="6", name="clipa-r-a1", word="PENDING")))
+    found = jobs.find("", "clipa-r-a1")
+    assert found is not None
+    assert found.id == "6"
+    assert jobs.find("7", "clipa-r-a1") is None, "the id counts where there is one"
