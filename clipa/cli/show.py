@@ -138,10 +138,11 @@ def plan_text(plans: Sequence[Plan]) -> str:
         lines.append(f"{plan.run}: {plan.kind} of {plan.recipe} on {plan.cluster}")
         if plan.init:
             lines.append(f"  starts from {plan.init.ref}")
-        for data in filter(None, [plan.data, *(e.data for e in plan.evals.values())]):
+        for data in plan.datasets:
             count = f"{data.samples:,} samples" if data.samples is not None else "samples not counted"
+            parts = "class folders" if data.layout == "folder" else "shard(s)"
             lines.append(
-                f"  reads {data.name}: {data.shards} shard(s), {data.bytes / 2**20:.1f} MiB, {count}, "
+                f"  reads {data.name}: {data.shards} {parts}, {data.bytes / 2**20:.1f} MiB, {count}, "
                 f"manifest {data.manifest[:12]}"
             )
         if plan.steps:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from clipa.attempt.devices import Ranks, joined, precision_of
-from clipa.attempt.process import Session, run_process
+from clipa.attempt.process import RESUMABLE, Session, run_process
 from clipa.attempt.weights import read_tensors, resolve
 from clipa.eval.evaluator import Evaluator
 from clipa.model.clip import Clip
@@ -15,7 +15,7 @@ from clipa.spec.job import Eval
 
 
 def evaluate(session: Session, ranks: Ranks) -> int:
-    """Score the plan's starting weights on its sets."""
+    """Score the plan's starting weights on its sets. Returns the exit code."""
     plan, log = session.plan, session.log
     assert isinstance(plan.settings, Eval)
     assert plan.init is not None
@@ -38,8 +38,10 @@ def evaluate(session: Session, ranks: Ranks) -> int:
     evaluator = Evaluator(session.run, plan, session.attempt, ranks, precision)
     sizes = plan.settings.sizes or (card.image_size,)
     settings = plan.settings
-    evaluator.score(model, card, found.digest, settings.sets, sizes, settings.batch, log, settings.resize)
-    return 0
+    done = evaluator.score(
+        model, card, found.digest, settings.sets, sizes, settings.batch, log, settings.resize, session.stop_file
+    )
+    return 0 if done else RESUMABLE
 
 
 def main() -> int:

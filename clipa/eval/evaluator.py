@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import msgspec
 
@@ -12,8 +13,10 @@ from clipa.attempt.devices import Ranks
 from clipa.data.scored import View
 from clipa.errors import DataError
 from clipa.eval.job import Bench, Job, Outcome
+from clipa.eval.probe import probe
 from clipa.eval.prompts import settled
 from clipa.eval.retrieval import associate, retrieve
+from clipa.eval.suite import Suite, members, summed_up, written
 from clipa.eval.zeroshot import classify, multilabel
 from clipa.model.clip import Clip
 from clipa.registry import events
@@ -31,6 +34,7 @@ _TASKS: dict[Task, Callable[[Job], Outcome]] = {
     "multilabel": multilabel,
     "retrieval": retrieve,
     "association": associate,
+    "probe": probe,
 }
 
 
@@ -38,7 +42,7 @@ class Result(Record, frozen=True, kw_only=True):
     """One evaluation, as it is written. Metrics in percent; `metric` names the one that stands for the set.
 
     `weights` is the SHA-256 of the weights' file (empty between checkpoints), `run` and `step` where they come from,
-    `clipa` and `revision` the code that scored them.
+    `clipa` and `revision` the code that scored them; `chosen` is what a probe settled on.
     """
 
     set: str
@@ -54,6 +58,8 @@ class Result(Record, frozen=True, kw_only=True):
     step: int
     preprocessing: View
     manifest: str
+    train_manifest: str
+    chosen: dict[str, float]
     classes: tuple[str, ...]
     templates: tuple[str, ...]
     canonical: bool
@@ -62,12 +68,6 @@ class Result(Record, frozen=True, kw_only=True):
     clipa: str
     revision: str = ""
     schema: int = SCHEMA
-
-
-class _Written(Record, frozen=True, kw_only=True):
-    """What is read back of a result, to know whether it is of the same weights."""
-
-    weights: str = ""
 
 
 class Evaluator:
@@ -82,9 +82,12 @@ class Evaluator:
 
     def score(
         self, model: Clip, card: Card, digest: str, sets: Sequence[str], sizes: Sequence[int], batch: int,
-        log: events.EventWriter | None, resize: Resize = "shorter",
-    ) -> None:  # fmt: skip
+        log: events.EventWriter | None, resize: Resize = "shorter", stop_file: Path | None = None,
+    ) -> bool:  # fmt: skip
         """Score every set at every image size (pixels); rank 0 writes the results and the events.
+
+        Returns:
+            Whether all is done. False: `stop_file` was there between two sets; the next call goes on.
 
         Raises:
             DataError: a set that cannot be scored as it is.
@@ -94,23 +97,46 @@ class Evaluator:
         model.eval()
         bench = Bench(self.run, self.plan, self.ranks, self.precision, model, card, digest, batch)
         for name in sets:
+            names = members(self.plan.evals, name)
             for size in sizes:
-                if self.ranks.any(self.ranks.is_first and self._is_done(card.step, name, size, digest)):
-                    continue
-                job = Job(name, self.plan.evals[name], _view(card, size, resize), bench)
-                result = self._one(job)
-                if log is not None:
-                    self._record(result, log)
+                for member in names:
+                    if self.ranks.any(self.ranks.is_first and stop_file is not None and stop_file.exists()):
+                        return False
+                    self._score_one(Job(member, self.plan.evals[member], _view(card, size, resize), bench), log)
+                if log is not None and names != [name]:
+                    self._sum_up(name, names, bench, size, log)
         model.train(was_training)
+        return True
 
-    def _is_done(self, step: int, name: str, size: int, digest: str) -> bool:
-        for path in self.run.evals.glob(f"*-{step:09d}-{name}-{size}.json"):
-            try:
-                if msgspec.json.decode(path.read_bytes(), type=_Written).weights == digest:
-                    return True
-            except (OSError, msgspec.MsgspecError):
-                continue
-        return False
+    def _score_one(self, job: Job, log: events.EventWriter | None) -> None:
+        card, digest = job.bench.card, job.bench.digest
+        done = self.ranks.is_first and written(self.run, card.step, job.name, job.view.size, digest) is not None
+        if self.ranks.any(done):
+            return
+        result = self._one(job)
+        if log is not None:
+            self._record(result, log)
+
+    def _sum_up(self, suite: str, names: Sequence[str], bench: Bench, size: int, log: events.EventWriter) -> None:
+        """Write a suite's averages; an event only where none of its sets is missing."""
+        card = bench.card
+        found = summed_up(bench, suite, names, size)
+        file = self.run.eval_file(self.attempt, card.step, suite, size)
+        write_whole(file, msgspec.json.format(msgspec.json.encode(found), indent=2))
+        print(_summary(found), flush=True)
+        if not found.missing:
+            log.write(
+                events.Scored,
+                step=card.step,
+                set=suite,
+                size=size,
+                samples=sum(member.samples for member in found.members.values()),
+                task=found.task,
+                metric="average",
+                value=found.averages["average"],
+                metrics=found.averages,
+                seconds=0.0,
+            )
 
     def _one(self, job: Job) -> Result:
         began = time.monotonic()
@@ -136,6 +162,8 @@ class Evaluator:
             step=card.step,
             preprocessing=job.view,
             manifest=data.data.manifest,
+            train_manifest=data.train.manifest if data.train else "",
+            chosen=dict(outcome.chosen),
             classes=prompts.classes,
             templates=prompts.templates,
             canonical=prompts.canonical,
@@ -166,6 +194,17 @@ class Evaluator:
             f"of {result.samples} images, {result.seconds:.1f} s",
             flush=True,
         )
+
+
+def _summary(found: Suite) -> str:
+    lines = [f"suite {found.set} at {found.size} px: {len(found.members)} sets"]
+    if found.averages:
+        lines[0] += ", " + described(found.averages, next(iter(found.averages)))
+    if found.missing:
+        lines.append(f"  no average over all: {len(found.missing)} sets are missing: {', '.join(found.missing)}")
+    if found.other_sizes:
+        lines.append(f"  not as many samples as DataComp's own copy: {', '.join(found.other_sizes)}")
+    return "\n".join(lines)
 
 
 def described(metrics: dict[str, float], main: str) -> str:

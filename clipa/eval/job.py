@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -26,10 +27,11 @@ _TEXTS_AT_ONCE = 1024
 
 
 class Outcome(NamedTuple):
-    """Samples that were scored, and every metric in percent."""
+    """Samples that were scored, every metric in percent, and what was chosen on the way."""
 
     samples: int
     metrics: Mapping[str, float]
+    chosen: Mapping[str, float] = MappingProxyType({})
 
 
 class Bench(NamedTuple):

@@ -12,23 +12,24 @@ from clipa.eval.job import Job, Outcome
 from clipa.eval.metrics import Tally, mean_average_precision, worst_group
 from clipa.eval.prompts import Prompts, classifier, settled
 from clipa.spec.evalset import GROUP_METRICS
+from clipa.spec.plan import Data
 
 
-def labelled(job: Job, prompts: Prompts) -> Source[int]:
-    """The labelled images of a set.
+def labelled(job: Job, data: Data, prompts: Prompts) -> Source[int]:
+    """The labelled images of a set, or of what its probe is trained on.
 
     Raises:
         DataError: no image, or class folders that are not those of the classes.
     """
-    data, bench = job.data, job.bench
-    if data.data.layout == "shards":
-        return ShardLabels(bench.shards(data.data), len(prompts.classes))
-    manifest = bench.manifest(data.data)
+    asked, bench = job.data, job.bench
+    if data.layout == "shards":
+        return ShardLabels(bench.shards(data), len(prompts.classes))
+    manifest = bench.manifest(data)
     found = [shard.name for shard in manifest.shards]
-    if data.names and not data.classes:
-        folders = imagenet.folder_order(data.names, found, manifest.url)
+    if asked.names and not asked.classes:
+        folders = imagenet.folder_order(asked.names, found, manifest.url)
     else:
-        folders = data.folders or data.classes
+        folders = asked.folders or asked.classes
     if set(folders) != set(found):
         raise DataError("the class folders are not those of the classes", where=manifest.url)
     return FolderLabels(manifest, folders)
@@ -40,7 +41,7 @@ def classify(job: Job) -> Outcome:
     if job.data.metric in GROUP_METRICS:
         return _classify_groups(job)
     prompts = settled(job.data)
-    source = labelled(job, prompts)
+    source = labelled(job, job.data.data, prompts)
     columns = classifier(job.bench, prompts).T
     tally = Tally(len(prompts.classes), job.bench.ranks.device)
     for images, labels in job.batches(source):

@@ -44,7 +44,7 @@ def create(prepared: Prepared) -> list[RunDir]:
     runs = []
     for plan in prepared.plans:
         run = RunDir(Path(plan.run_root) / plan.run)
-        for digest in {data.manifest for data in _all_data(plan)}:
+        for digest in {data.manifest for data in plan.datasets}:
             write_whole(run.manifest(digest), manifests.encode(prepared.manifests[digest]))
         provenance.write(run)
         records.write_intent(run, FIRST, FIRST, "submit")
@@ -110,7 +110,3 @@ def resume(run_paths: Sequence[Path]) -> list[Task]:
 def read_plan(path: Path) -> Plan:
     """The plan of a run that was read before."""
     return plans.decode(RunDir(path).plan.read_bytes())
-
-
-def _all_data(plan: Plan) -> list[plans.Data]:
-    return [data for data in (plan.data, *(e.data for e in plan.evals.values())) if data is not None]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ import msgspec
 import clipa
 from clipa.errors import ConfigError, MissingPart, StorageError, did_you_mean
 from clipa.launch import devices, weights
-from clipa.launch.evaluation import pin_set
+from clipa.launch.evaluation import pin_sets
 from clipa.registry import provenance
 from clipa.spec import budget, catalog
 from clipa.spec.cluster import Cluster, Dataset
@@ -93,7 +94,7 @@ def prepare(request: Request) -> Prepared:
             seed=recipe.seed,
             parent=parent,
             data=shelf.pin(phase.data, where) if not isinstance(phase, Eval) else None,
-            evals={word: shelf.eval_data(word, recipe.evals[word]) for word in _sets(phase)},
+            evals=shelf.eval_sets(_sets(phase), recipe.evals),
             init=init,
             steps=0 if isinstance(phase, Eval) else budget.steps_of(phase.samples, phase.batch),
             warmup_steps=0 if isinstance(phase, Eval) else phase.optim.warmup_samples // phase.batch,
@@ -221,7 +222,7 @@ class _Shelf:
         self.cluster = request.cluster.name
         self.manifests: dict[str, Manifest] = {}
         self._pinned: dict[str, Data] = {}
-        self._sets: dict[str, EvalData] = {}
+        self._sets: dict[str, dict[str, EvalData]] = {}
 
     def pin(self, word: str, where: str) -> Data:
         """The dataset of this name or URL, pinned by the digest of its manifest."""
@@ -239,13 +240,19 @@ class _Shelf:
             )
         return self._pinned[word]
 
-    def eval_data(self, name: str, eval_set: EvalSet) -> EvalData:
-        """An evaluation set with its class names and templates, from the recipe or from beside its shards."""
-        if name not in self._sets:
-            pinned = pin_set(name, eval_set, self._resolve(eval_set.data, f"evals.{name}"))
-            self.manifests[pinned.manifest.digest] = pinned.manifest
-            self._sets[name] = pinned.data
-        return self._sets[name]
+    def eval_sets(self, names: Sequence[str], sets: dict[str, EvalSet]) -> dict[str, EvalData]:
+        """The evaluation sets of these names, with class names and templates; a suite becomes all of its sets."""
+        found: dict[str, EvalData] = {}
+        for name in names:
+            if name not in self._sets:
+                pinned = pin_sets(name, sets[name], partial(self._resolve, where=f"evals.{name}"))
+                for one in pinned.values():
+                    self.manifests.update({manifest.digest: manifest for manifest in one.manifests})
+                self._sets[name] = {key: one.data for key, one in pinned.items()}
+            if twice := set(found) & set(self._sets[name]):
+                raise ConfigError(f"two evaluation sets are called {min(twice)!r}", where=f"evals.{name}")
+            found |= self._sets[name]
+        return found
 
     def _resolve(self, word: str, where: str) -> Dataset:
         if word in self.bound:

@@ -6,7 +6,8 @@ from typing import Literal, TypeAlias
 
 from clipa.spec.base import Struct, require
 
-Task: TypeAlias = Literal["classification", "multilabel", "retrieval", "association"]
+Task: TypeAlias = Literal["classification", "multilabel", "retrieval", "association", "probe"]
+Suite: TypeAlias = Literal["", "datacomp"]
 Names: TypeAlias = Literal["", "imagenet", "imagenet-a", "imagenet-r", "objectnet"]
 
 MAIN_METRICS: dict[Task, str] = {
@@ -14,6 +15,7 @@ MAIN_METRICS: dict[Task, str] = {
     "multilabel": "mean_average_precision",
     "retrieval": "mean_recall@1",
     "association": "jaccard",
+    "probe": "top1",
 }
 """The metric that stands for a set where nothing else is asked for. All are percentages."""
 
@@ -28,6 +30,7 @@ METRICS: dict[Task, tuple[str, ...]] = {
         *(f"{what}_retrieval_recall@{k}" for what in ("image", "text") for k in (1, 5, 10)),
     ),
     "association": ("jaccard", "jaccard_5-6", "jaccard_10-12"),
+    "probe": ("top1", "top5", "mean_per_class_recall", "f1_macro"),
 }
 """What each task measures, by CLIP_benchmark's and DataComp's definitions. `top5` needs five classes."""
 
@@ -37,6 +40,10 @@ _LABELS = {
     "mean_per_class_recall": "mean per-class recall",
     "mean_average_precision": "mAP",
     "f1_macro": "macro F1",
+    "average": "average of 38",
+    "imagenet": "ImageNet",
+    "imagenet_shifts": "ImageNet shifts",
+    "vtab": "VTAB",
     "worst_group": "worst-group top-1",
     "worst_group_top5": "worst-group top-5",
     "mean_recall@1": "mean R@1",
@@ -54,6 +61,7 @@ class EvalSet(Struct, frozen=True, kw_only=True):
 
     Attributes:
         data: a dataset's name, a URL, or the path of a folder of class folders.
+        suite: `data` is a folder of many sets, all of which are scored: `datacomp`.
         split: which split of a `wds_*` folder.
         task: what is measured; empty: what `dataset_type.txt` says, else classification.
         metric: the metric that stands for the set; empty: the task's.
@@ -63,10 +71,12 @@ class EvalSet(Struct, frozen=True, kw_only=True):
         classes: the names, in the order of the labels.
         folders: class folders in the order of `classes`, where they are not named like the classes.
         templates: of prompts; each holds `{}` or `{c}` once.
+        train: of a linear probe: the labelled data that it is trained on; empty: the split `train` of `data`.
         canonical: prompts in lower case without punctuation, as CLIPA-v2's own evaluation has them.
     """
 
     data: str
+    suite: Suite = ""
     split: str = "test"
     task: Task | Literal[""] = ""
     metric: str = ""
@@ -75,11 +85,16 @@ class EvalSet(Struct, frozen=True, kw_only=True):
     classes: tuple[str, ...] = ()
     folders: tuple[str, ...] = ()
     templates: tuple[str, ...] = ()
+    train: str = ""
     canonical: bool = False
 
     def __post_init__(self) -> None:
         require(bool(self.data), "data must name a dataset or a URL")
         require(self.split.replace("-", "").replace("_", "").isalnum(), f"split {self.split!r} is no folder's name")
+        require(not self.train or self.task == "probe", 'train belongs to task = "probe"')
+        if self.suite:
+            more = (self.task, self.metric, self.names, self.classes, self.folders, self.templates, self.group)
+            require(not any(more), f"suite = {self.suite!r} says itself what is measured of each set")
         require(len(self.classes) != 1, "classes needs at least two names")
         require(len(set(self.classes)) == len(self.classes), "classes has the same name twice")
         require(not (self.names and (self.classes or self.folders)), f"names = {self.names!r} already says the classes")

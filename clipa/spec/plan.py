@@ -40,7 +40,8 @@ class Data(Record, frozen=True, kw_only=True):
 class EvalData(Record, frozen=True, kw_only=True):
     """An evaluation set as pinned by a plan; the other fields are those of `clipa.spec.evalset.EvalSet`, settled.
 
-    `classes` and `templates` are empty where `names` stands for them.
+    `classes` and `templates` are empty where `names` stands for them. `suite` is the name of the table under [evals]
+    that a set is part of, `member` its name in that suite.
     """
 
     data: Data
@@ -52,6 +53,9 @@ class EvalData(Record, frozen=True, kw_only=True):
     names: Names = ""
     folders: tuple[str, ...] = ()
     canonical: bool = False
+    train: Data | None = None
+    suite: str = ""
+    member: str = ""
 
 
 class Weights(Record, frozen=True, kw_only=True):
@@ -146,6 +150,12 @@ class Plan(Record, frozen=True, kw_only=True):
     env: dict[str, str] = {}
     slurm: Slurm | None = None
     schema: int = SCHEMA
+
+    @property
+    def datasets(self) -> tuple[Data, ...]:
+        """Everything that the phase reads."""
+        found = [self.data, *(data for e in self.evals.values() for data in (e.data, e.train))]
+        return tuple(data for data in found if data is not None)
 
     @property
     def kind(self) -> Literal["pretrain", "finetune", "eval"]:

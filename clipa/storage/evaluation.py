@@ -53,6 +53,11 @@ def open_set(source: Dataset, split: str, objectnet: bool = False) -> Opened:
     return _beside(source, Opened(source, index(source), "shards"))
 
 
+def has_split(source: Dataset, split: str) -> bool:
+    """Whether a `wds_*` folder with this split is there."""
+    return side_file(source, f"{split}/{NSHARDS}") is not None
+
+
 def _wds(source: Dataset, split: str) -> Opened | None:
     """A `wds_*` folder: `<split>/nshards.txt` and `<split>/0.tar` to `<n-1>.tar`. None: it is not one."""
     url = source.url.rstrip("/")

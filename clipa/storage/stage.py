@@ -129,8 +129,7 @@ def stage_run(run: RunDir, attempt: int, writer: str = "stage") -> None:
     """Stage everything that a run reads, and record it in the event file of `writer`."""
     the_plan = _read(run.plan, plan.decode)
     stop_file = Path(os.environ.get("CLIPA_STOP_FILE") or run.stop_file(attempt))
-    used = [the_plan.data, *(e.data for e in the_plan.evals.values())]
-    wanted = {data.manifest: data for data in used if data and data.layout == "shards"}
+    wanted = {data.manifest: data for data in the_plan.datasets if data.layout == "shards"}
     shards = fetched = 0
     began = time.monotonic()
     for digest, data in wanted.items():

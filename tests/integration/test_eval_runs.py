@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from clipa.attempt.process import RESUMABLE
 from clipa.errors import DataError
+from clipa.eval.probe import STRENGTHS
 from clipa.registry import events
+from clipa.registry.run_dir import RunDir
+from clipa.spec import datacomp
 from clipa.spec.evalset import EvalSet
 from tests.services.eval_runs import make_run, npy, picture, results, score, score_by_ranks, write_checkpoint, write_wds
 
@@ -112,3 +118,73 @@ def test_a_wrong_label_and_a_broken_image_are_named(tmp_path: Path, weights: Pat
     with pytest.raises(DataError, match="cannot be decoded"):
         score(run)
     assert not results(run)
+
+
+def test_a_suite_names_what_is_missing_and_averages_when_nothing_is(
+    tmp_path: Path, weights: Path, images: list[dict[str, bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("wds_mnist_test", "wds_svhn", "wds_vtab-svhn_test"):
+        write_wds(tmp_path / "sets" / folder, images[:12], classes=CLASSES, templates=TEMPLATES)
+    sets = {"dc": EvalSet(data=str(tmp_path / "sets"), suite="datacomp")}
+    run = make_run(tmp_path / "some", sets, weights)
+    score(run)
+    found = json.loads(next(run.evals.glob("*-dc-32.json")).read_text())
+    assert set(found["members"]) == {"MNIST", "SVHN"}
+    assert len(found["missing"]) == 36
+    assert found["averages"] == {}
+    assert found["other_sizes"] == ["MNIST", "SVHN"]
+    assert {e.set for e in _scored(run)} == {"dc-mnist", "dc-vtab-svhn"}
+    before = {path: path.read_bytes() for path in run.evals.glob("*-dc-*-32.json")}
+    score(run)
+    assert before == {path: path.read_bytes() for path in run.evals.glob("*-dc-*-32.json")}, "scored once"
+
+    monkeypatch.setattr("clipa.spec.datacomp.SETS", tuple(e for e in datacomp.SETS if e.name in ("MNIST", "SVHN")))
+    monkeypatch.setattr("clipa.spec.datacomp.GROUPS", {"average": ("MNIST", "SVHN")})
+    run = make_run(tmp_path / "all", sets, weights)
+    score(run)
+    (last,) = [e for e in _scored(run) if e.set == "dc"]
+    values = [e.value for e in _scored(run) if e.set != "dc"]
+    assert last.metric == "average"
+    assert last.value == pytest.approx(sum(values) / 2)
+    assert last.samples == 24
+
+
+def _scored(run: RunDir) -> list[events.Scored]:
+    return [e for e in events.read(run.event_file(1, "train")) if isinstance(e, events.Scored)]
+
+
+def test_a_probe_learns_what_prompts_do_not_say(tmp_path: Path, weights: Path) -> None:
+    def shade(n: int) -> bytes:
+        buffer = io.BytesIO()
+        Image.new("RGB", (32, 32), ((n % 3) * 100 + n % 7, 60, 200 - (n % 3) * 90)).save(buffer, "PNG")
+        return buffer.getvalue()
+
+    root = write_wds(tmp_path / "wds_p", [{"png": shade(n), "cls": b"%d" % (n % 3)} for n in range(15)],
+                     classes=CLASSES[:3])  # fmt: skip
+    write_wds(root, [{"png": shade(n), "cls": b"%d" % (n % 3)} for n in range(100, 160)], split="train")
+    run = make_run(tmp_path, {"x": EvalSet(data=str(root), task="probe")}, weights, batch=16)
+    score(run)
+    (result,) = results(run).values()
+    assert result["metrics"]["top1"] == 100.0  # type: ignore[index]
+    assert result["chosen"]["l2"] in STRENGTHS  # type: ignore[index]
+    assert result["train_manifest"] != result["manifest"]
+    kept = sorted((tmp_path / "cache" / "features").iterdir())
+    assert len(kept) == 2
+    kept[0].write_bytes(b"torn")
+    next(run.evals.glob("*.json")).unlink()
+    score(run)
+    assert next(iter(results(run).values()))["metrics"] == result["metrics"]
+
+
+def test_an_evaluation_leaves_between_two_sets_and_goes_on(
+    tmp_path: Path, weights: Path, images: list[dict[str, bytes]]
+) -> None:
+    root = write_wds(tmp_path / "wds_x", images[:6], classes=CLASSES, templates=TEMPLATES)
+    run = make_run(tmp_path, {"a": EvalSet(data=str(root)), "b": EvalSet(data=str(root))}, weights)
+    run.stop_file(1).parent.mkdir(parents=True)
+    run.stop_file(1).touch()
+    assert score(run) == RESUMABLE
+    assert not results(run)
+    run.stop_file(1).unlink()
+    assert score(run) == 0
+    assert set(results(run)) == {"a-32", "b-32"}

@@ -24,7 +24,7 @@ from clipa.data.pipeline import normalise
 from clipa.data.tokenizer import tokenizer
 from clipa.data.wds import shard_bytes
 from clipa.eval.__main__ import evaluate
-from clipa.launch.evaluation import pin_set
+from clipa.launch.evaluation import pin_sets
 from clipa.model.clip import Clip
 from clipa.registry import events
 from clipa.registry.run_dir import RunDir, write_whole
@@ -147,10 +147,12 @@ def make_run(
     cache = cache or folder / "cache"
     evals = {}
     for name, eval_set in sets.items():
-        pinned = pin_set(name, eval_set, Dataset(url=eval_set.data))
-        evals[name] = pinned.data
-        write_whole(run.manifest(pinned.manifest.digest), manifests.encode(pinned.manifest))
-        _staged(pinned.data.data, pinned.manifest, cache)
+        for key, pinned in pin_sets(name, eval_set, lambda word: Dataset(url=word)).items():
+            evals[key] = pinned.data
+            for data, manifest in zip((pinned.data.data, pinned.data.train), pinned.manifests, strict=False):
+                assert data is not None
+                write_whole(run.manifest(manifest.digest), manifests.encode(manifest))
+                _staged(data, manifest, cache)
     the_plan = plan.Plan(
         run="r1",
         group="g",
@@ -188,13 +190,13 @@ def _staged(data: plan.Data, manifest: manifests.Manifest, cache: Path) -> None:
         place.write_bytes((source / shard.name).read_bytes())
 
 
-def score(run: RunDir) -> None:
-    """Score in this process, as `python -m clipa.eval` does on one rank."""
+def score(run: RunDir) -> int:
+    """Score in this process, as `python -m clipa.eval` does on one rank; the exit code."""
     the_plan = plan.decode(run.plan.read_bytes())
     session = Session(run, the_plan, 1, events.EventWriter(run, 1, "train"))
     assert session.log is not None
     try:
-        assert evaluate(session, Ranks(0, 1, torch.device("cpu"))) == 0
+        return evaluate(session, Ranks(0, 1, torch.device("cpu")))
     finally:
         session.log.close()
 

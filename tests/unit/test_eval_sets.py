@@ -23,16 +23,17 @@ from clipa.data.sources import (
 from clipa.errors import ClipaError, ConfigError, DataError, InputError
 from clipa.eval.prompts import Prompts, canonical, settled
 from clipa.eval.retrieval import cue_prompt
-from clipa.launch.evaluation import PinnedSet, pin_set
+from clipa.launch.evaluation import PinnedSet, pin_set, pin_sets
+from clipa.spec import datacomp
 from clipa.spec.cluster import Dataset
-from clipa.spec.evalset import EvalSet
+from clipa.spec.evalset import METRICS, EvalSet
 from tests.services.eval_runs import npy, picture, write_wds
 
 LABELLED = [{"png": picture(n), "cls": b"%d" % (n % 3)} for n in range(6)]
 
 
 def pinned(path: Path, **how: object) -> PinnedSet:
-    return pin_set("x", EvalSet(data=str(path), **how), Dataset(url=str(path)))  # type: ignore[arg-type]
+    return pin_set("x", EvalSet(data=str(path), **how), lambda word: Dataset(url=word))  # type: ignore[arg-type]
 
 
 def refused(path: Path, **how: object) -> str:
@@ -54,7 +55,7 @@ def test_a_wds_folder_reads_one_split_in_the_shards_own_order(tmp_path: Path) ->
     write_wds(root, LABELLED, split="train")
     found = pinned(root)
     assert found.data.data.shards == 12
-    assert found.manifest.url.endswith("/test")
+    assert found.manifests[0].url.endswith("/test")
     assert found.data.classes == ("a", "b", "c")
     assert found.data.templates == ("a {c}.",)
     assert pinned(root, split="train").data.data.shards == 1
@@ -83,7 +84,7 @@ def test_class_folders_are_matched_by_name_not_by_place(tmp_path: Path) -> None:
     root = class_folders(tmp_path / "val", ["cat", "dog", "eel"])
     found = pinned(root, classes=("eel", "cat", "dog"), templates=("{}",))
     assert found.data.data.layout == "folder"
-    source = FolderLabels(found.manifest, found.data.classes)
+    source = FolderLabels(found.manifests[0], found.data.classes)
     labels = {Path(item.where).parent.name: item.truth for item in map(source.read, range(source.samples))}
     assert labels == {"eel": 0, "cat": 1, "dog": 2}
 
@@ -105,7 +106,7 @@ def test_a_folder_that_changed_since_the_plan_is_refused(tmp_path: Path) -> None
     root = class_folders(tmp_path / "val", ["cat", "dog"])
     found = pinned(root, classes=("cat", "dog"), templates=("{}",))
     (root / "dog" / "b.JPEG").write_bytes(b"new")
-    source = FolderLabels(found.manifest, ("cat", "dog"))
+    source = FolderLabels(found.manifests[0], ("cat", "dog"))
     assert source.read(0).truth == 0
     with pytest.raises(DataError, match="changed"):
         source.read(1)
@@ -157,7 +158,7 @@ def test_objectnet_uses_its_own_mapping(tmp_path: Path) -> None:
     (tmp_path / "mappings" / "objectnet_to_imagenet_1k.json").write_text(json.dumps(shared))
     found = pinned(tmp_path, names="objectnet")
     assert found.data.classes == ("alarm clock", "backpack")
-    assert [shard.name for shard in found.manifest.shards] == ["alarm_clock", "backpack"]
+    assert [shard.name for shard in found.manifests[0].shards] == ["alarm_clock", "backpack"]
     assert len(settled(found.data).templates) == 80
     shutil.rmtree(tmp_path / "images" / "backpack")
     assert "backpack" in refused(tmp_path, names="objectnet")
@@ -192,7 +193,7 @@ def test_errors_are_the_users_to_mend() -> None:
 
 def opened(tmp_path: Path, samples: list[dict[str, bytes]]) -> ShardSet:
     root = write_wds(tmp_path / "wds_y", samples)
-    return open_shards(pinned(root, task="retrieval").manifest, root / "test")
+    return open_shards(pinned(root, task="retrieval").manifests[0], root / "test")
 
 
 def test_captions_of_several_lines_and_of_json(tmp_path: Path) -> None:
@@ -256,3 +257,60 @@ def test_class_folders_cannot_answer_everything(tmp_path: Path) -> None:
     root = class_folders(tmp_path / "val", ["cat", "dog"])
     assert "worst_group" in refused(root, classes=("cat", "dog"), templates=("{}",), metric="worst_group")
     assert "mean_recall@1" in refused(root, task="retrieval")
+
+
+def test_a_probe_needs_other_data_to_learn_from(tmp_path: Path) -> None:
+    root = write_wds(tmp_path / "wds_p", LABELLED, classes=["a", "b", "c"])
+    assert "allowed: test" in refused(root, task="probe")
+    assert "trained on the data that it is scored on" in refused(root, task="probe", train=str(root / "test"))
+    write_wds(root, LABELLED[:3], split="train")
+    found = pinned(root, task="probe")
+    assert found.data.train is not None
+    assert found.data.train.manifest != found.data.data.manifest
+    assert found.data.metric == "top1"
+
+
+def test_datacomps_table() -> None:
+    assert len(datacomp.SETS) == 38
+    assert len(datacomp.BY_NAME) == 38
+    assert {len(names) for names in datacomp.GROUPS.values()} == {1, 6, 13, 3, 38}
+    assert all(name in datacomp.BY_NAME for names in datacomp.GROUPS.values() for name in names)
+    assert all(entry.metric in METRICS[entry.task] for entry in datacomp.SETS)
+    odd = {entry.name: entry.metric for entry in datacomp.SETS if entry.metric != "top1"}
+    assert odd == {
+        "Caltech-101": "mean_per_class_recall",
+        "FGVC Aircraft": "mean_per_class_recall",
+        "Oxford Flowers-102": "mean_per_class_recall",
+        "Oxford-IIIT Pet": "mean_per_class_recall",
+        "Flickr": "mean_recall@1",
+        "MSCOCO": "mean_recall@1",
+        "WinoGAViL": "jaccard_10-12",
+        "iWildCam": "f1_macro",
+        "FMoW": "worst_group",
+        "Dollar Street": "worst_group_top5",
+        "GeoDE": "worst_group",
+    }
+    every = {entry.name: 100.0 if entry.name == "MNIST" else 50.0 for entry in datacomp.SETS}
+    assert datacomp.averages(every)["average"] == pytest.approx((37 * 50 + 100) / 38)
+    assert datacomp.averages({**every, "SVHN": 11.0})["vtab"] == pytest.approx((12 * 50 + 11) / 13)
+    del every["Flickr"]
+    assert set(datacomp.averages(every)) == {"imagenet", "imagenet_shifts", "vtab"}
+
+
+def test_a_suite_is_the_sets_that_are_there(tmp_path: Path) -> None:
+    resolve = lambda word: Dataset(url=word)  # noqa: E731
+    suite = EvalSet(data=str(tmp_path), suite="datacomp")
+    with pytest.raises(ConfigError, match="none of the 38 sets"):
+        pin_sets("dc", suite, resolve)
+    named = {"classes": ["a", "b", "c"], "templates": ["a {c}"]}
+    write_wds(tmp_path / "wds_mnist_test", LABELLED, **named)
+    write_wds(tmp_path / "wds_vtab-pets", LABELLED, **named)
+    write_wds(tmp_path / "wds_unheard-of_test", LABELLED, **named)
+    found = pin_sets("dc", suite, resolve)
+    assert {key: (one.data.member, one.data.metric) for key, one in found.items()} == {
+        "dc-mnist": ("MNIST", "top1"),
+        "dc-vtab-pets": ("Oxford-IIIT Pet", "mean_per_class_recall"),
+    }
+    assert {one.data.suite for one in found.values()} == {"dc"}
+    with pytest.raises(ValueError, match="says itself"):
+        EvalSet(data="x", suite="datacomp", metric="top1")
