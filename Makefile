@@ -1,6 +1,6 @@
 # make demo: see it work.  make test: everything that can be tested on this machine.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long check format clean train-env test-env
+.PHONY: help demo test test-long check format lock clean train-env test-env
 BIN := .venv/bin
 
 help: ## this list
@@ -27,6 +27,9 @@ check: test-env ## format, lint, types, import contracts (half a minute)
 format: test-env ## format, and mend what can be mended
 	@$(BIN)/ruff format .
 	@$(BIN)/ruff check --fix .
+
+lock: test-env ## write the image's lock files anew from pyproject.toml
+	@$(BIN)/python docker/lock.py
 
 clean: ## remove what make made; your runs and clipa's cache in your home stay
 	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist build

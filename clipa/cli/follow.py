@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from rich.live import Live
 from rich.text import Text
 
 from clipa.cli import show
+from clipa.launch.container import ask_to_leave
 from clipa.launch.look import look_and_settle
 from clipa.registry.state import RunStatus, State
 
@@ -19,11 +21,13 @@ TICK_S = 0.5
 LINE_S = 10.0
 
 
-def follow(runs: Sequence[str], root: Path, quiet: bool = False) -> int:
+def follow(runs: Sequence[str], root: Path, quiet: bool = False, holds: bool = False) -> int:
     """Follow runs of one root until none is live. Returns the exit code: 0 when all are DONE.
 
-    Ctrl-C stops following; the work goes on.
+    Ctrl-C stops following; the work goes on. Where this process `holds` the work (the first one of a container), Ctrl-C
+    and TERM ask the work to save and leave, and the exit code is 128 and the signal's number.
     """
+    asked = _ask_on_signal(runs, root) if holds else []
     try:
         found = _live(runs, root) if sys.stdout.isatty() and not quiet else _lines(runs, root, quiet)
     except KeyboardInterrupt:
@@ -36,7 +40,24 @@ def follow(runs: Sequence[str], root: Path, quiet: bool = False) -> int:
         show.results(found)
     for line in show.reasons(s for s in found if s.state is not State.DONE):
         show.note(line)
-    return 0 if all(s.state is State.DONE for s in found) else 1
+    done = all(s.state is State.DONE for s in found)
+    return 0 if done else 128 + asked[0] if asked else 1
+
+
+def _ask_on_signal(runs: Sequence[str], root: Path) -> list[int]:
+    """Turn the first TERM or Ctrl-C into "please leave", the second into an end; the list fills with what came."""
+    came: list[int] = []
+
+    def note(number: int, _frame: object) -> None:
+        if came:
+            raise KeyboardInterrupt
+        came.append(number)
+        ask_to_leave(runs, root)
+        show.note(f"{signal.Signals(number).name}: asked to save and leave; clipa resume {runs[0]} goes on later")
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, note)
+    return came
 
 
 def _states(runs: Sequence[str], root: Path) -> list[RunStatus]:

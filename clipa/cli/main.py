@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
 from typing import Annotated
 
 import typer
 
-from clipa.cli import cluster, data, inspect, runs, submit
+from clipa.cli import cluster, data, image, inspect, runs, submit
 from clipa.errors import ClipaError
 
 app = typer.Typer(
@@ -24,6 +25,7 @@ app = typer.Typer(
 app.add_typer(submit.app, name="submit")
 app.add_typer(runs.group, name="runs")
 app.add_typer(data.app, name="data")
+app.add_typer(image.app, name="image")
 app.add_typer(cluster.app, name="cluster")
 runs.register(app)
 inspect.register(app)
@@ -51,6 +53,9 @@ def options(
 
 def main() -> None:
     """Entry of the `clipa` command. Exit codes: 0 done, 1 the work failed, 2 the input is wrong."""
+    if os.getpid() == 1:
+        # The kernel ignores TERM for a process 1 without a handler, and `docker stop` would wait in vain.
+        signal.signal(signal.SIGTERM, lambda number, _: os._exit(128 + number))
     try:
         app()
     except ClipaError as error:

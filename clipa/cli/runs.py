@@ -115,15 +115,23 @@ def cancel(runs: SomeRuns, json: Json = False) -> None:
 def resume(runs: SomeRuns, json: Json = False) -> None:
     """Start the next attempt of runs that are neither DONE nor live, and of the phases behind them."""
     from clipa.cli import show
-    from clipa.launch import control
+    from clipa.launch import container, control
 
-    resumed = control.resume(words.chosen(runs, words.everything(settle=True).statuses))
+    found = words.chosen(runs, words.everything(settle=True).statuses)
+    for note in control.check_images(found):
+        show.note(note)
+    resumed = control.resume(found)
+    holds = container.ends_with_us()
     if json:
         show.json({"runs": [s.run for s in resumed]})
-        return
-    show.note("resumed; it goes on when this terminal closes")
-    for s in resumed:
-        print(s.run)
+    else:
+        show.note(f"resumed; {show.ends(holds)}")
+        for s in resumed:
+            print(s.run)
+    if holds:
+        from clipa.cli.follow import follow
+
+        raise typer.Exit(follow([s.run for s in resumed], Path(resumed[0].root), quiet=json, holds=True))
 
 
 def wait(runs: SomeRuns, json: Json = False) -> None:
@@ -169,6 +177,9 @@ def show_(runs: SomeRuns, json: Json = False) -> None:
             print(f"  {x.set} at {x.size} px, step {x.step}: {show.metrics(x)} of {x.samples}")
         code = facts.plan.code
         print(f"  clipa {code.version} {code.revision[:12]}{' (dirty)' if code.dirty else ''}")
+        if image := facts.plan.container:
+            runs_code = f"code from {image.code}" if image.code else "its own code"
+            print(f"  {image.runtime} {image.reference}, {image.kind} {image.digest}, {runs_code}")
         print(f"  {s.root}/{s.run}")
     for line in show.reasons(found):
         show.note(line)

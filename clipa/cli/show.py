@@ -150,7 +150,12 @@ def plan_text(plans: Sequence[Plan]) -> str:
     return "\n".join(lines)
 
 
-def submitted(submission: Submission, as_json: bool) -> None:
+def ends(holds: bool) -> str:
+    """What a person is told about the life of the work."""
+    return "it ends with this container" if holds else "it goes on when this terminal closes"
+
+
+def submitted(submission: Submission, as_json: bool, holds: bool = False) -> None:
     """The ids of what was submitted."""
     if as_json:
         json({"runs": [s.run for s in submission.runs], "group": submission.runs[0].group, "root": submission.root,
@@ -159,7 +164,7 @@ def submitted(submission: Submission, as_json: bool) -> None:
     if submission.already:
         note(submission.already)
     else:
-        note(f"submitted to {submission.runs[0].cluster}; it goes on when this terminal closes")
+        note(f"submitted to {submission.runs[0].cluster}; {ends(holds)}")
     for status in submission.runs:
         print(status.run)
 

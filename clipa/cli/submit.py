@@ -34,53 +34,56 @@ From = Annotated[
 Name = Annotated[str, typer.Option("--name", help="A name for the submission; the same name is never run twice.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and what would be submitted, and stop.")]
 Wait = Annotated[bool, typer.Option("--wait", help="Follow the work; Ctrl-C stops following, not the work.")]
+Build = Annotated[bool, typer.Option("--build", help="Build the profile's image where it is missing.")]
 Json = Annotated[bool, typer.Option("--json", help="Print facts as JSON.")]
 
 
 @app.command(epilog="Example: clipa submit pretrain demo --set phases.pretrain.samples=20000")
 def pretrain(
     recipe: Recipe = None, cluster: Cluster = None, set_: Set = None, from_: From = None, name: Name = "",
-    dry_run: DryRun = False, wait: Wait = False, json: Json = False,
+    dry_run: DryRun = False, wait: Wait = False, build: Build = False, json: Json = False,
 ) -> None:  # fmt: skip
     """Submit the pretrain phase: few tokens, from random weights."""
-    _submit("pretrain", recipe, cluster, set_, from_, name, dry_run, wait, json)
+    _submit("pretrain", recipe, cluster, set_, from_, name, dry_run, wait, build, json)
 
 
 @app.command(epilog="Example: clipa submit finetune demo --from latest")
 def finetune(
     recipe: Recipe = None, cluster: Cluster = None, set_: Set = None, from_: From = None, name: Name = "",
-    dry_run: DryRun = False, wait: Wait = False, json: Json = False,
+    dry_run: DryRun = False, wait: Wait = False, build: Build = False, json: Json = False,
 ) -> None:  # fmt: skip
     """Submit the fine-tune phases: full tokens, from the newest DONE pretrain run or --from."""
-    _submit("finetune", recipe, cluster, set_, from_, name, dry_run, wait, json)
+    _submit("finetune", recipe, cluster, set_, from_, name, dry_run, wait, build, json)
 
 
 @app.command("eval", epilog="Example: clipa submit eval demo --from RUN --wait")
 def evaluate(
     recipe: Recipe = None, cluster: Cluster = None, set_: Set = None, from_: From = None, name: Name = "",
-    dry_run: DryRun = False, wait: Wait = False, json: Json = False,
+    dry_run: DryRun = False, wait: Wait = False, build: Build = False, json: Json = False,
 ) -> None:  # fmt: skip
     """Submit the eval phases: score the newest DONE training run, or --from."""
-    _submit("eval", recipe, cluster, set_, from_, name, dry_run, wait, json)
+    _submit("eval", recipe, cluster, set_, from_, name, dry_run, wait, build, json)
 
 
 @app.command(epilog="Example: clipa submit pipeline jobs/demo.toml --cluster local --wait")
 def pipeline(
     recipe: Recipe = None, cluster: Cluster = None, set_: Set = None, from_: From = None, name: Name = "",
-    dry_run: DryRun = False, wait: Wait = False, json: Json = False,
+    dry_run: DryRun = False, wait: Wait = False, build: Build = False, json: Json = False,
 ) -> None:  # fmt: skip
     """Submit all phases of a recipe, in order: pretrain, fine-tune, eval."""
-    _submit("pipeline", recipe, cluster, set_, from_, name, dry_run, wait, json)
+    _submit("pipeline", recipe, cluster, set_, from_, name, dry_run, wait, build, json)
 
 
 def _submit(
     what: str, recipe: str | None, cluster: str | None, overrides: list[str] | None, from_: str | None, name: str,
-    dry_run: bool, wait: bool, json: bool,
+    dry_run: bool, wait: bool, build: bool, json: bool,
 ) -> None:  # fmt: skip
     from clipa.cli import show
-    from clipa.launch import request
+    from clipa.launch import container, request
 
     settled = request.settle(what, recipe, cluster, overrides or [], from_, name, words.everything)
+    settled = settled._replace(request=settled.request._replace(build=build))
+    container.refuse_forgotten_gpus(settled.request.cluster)
     for note in settled.notes:
         show.note(note)
     if dry_run:
@@ -88,8 +91,9 @@ def _submit(
         show.dry_run(prepared, json)
         return
     submission = request.submit(settled.request)
-    show.submitted(submission, json)
-    if wait:
+    holds = container.ends_with_us()
+    show.submitted(submission, json, holds)
+    if wait or holds:
         from clipa.cli.follow import follow
 
-        raise typer.Exit(follow([run.run for run in submission.runs], Path(submission.root), quiet=json))
+        raise typer.Exit(follow([run.run for run in submission.runs], Path(submission.root), quiet=json, holds=holds))

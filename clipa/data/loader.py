@@ -6,6 +6,7 @@ import ctypes
 import multiprocessing
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Generic, TypeVar
@@ -18,6 +19,8 @@ from clipa.errors import ClipaError, DataError
 
 _PREFETCH = 2
 _PR_SET_PDEATHSIG = 1
+_PLENTY = 4 << 30
+"""Bytes of shared memory from which nobody counts: a machine of its own has half of its memory there (tmpfs(5))."""
 
 T = TypeVar("T")
 
@@ -43,7 +46,12 @@ def load(make: Callable[[int], T], indices: Sequence[int], workers: int, pin: bo
         DataError: a worker died.
     """
     workers = min(workers, len(indices))
-    if workers == 0:
+    if workers and (room := _shared_memory()) < _PLENTY:
+        first = make(indices[0])
+        yield _pinned(first) if pin else first
+        workers = workers_that_fit(room, _bytes_of(first), workers)
+        indices = indices[1:]
+    if workers == 0 or not indices:
         # No process to feed: the loader would only add its own queue.
         for index in indices:
             item = make(index)
@@ -75,6 +83,43 @@ def load(make: Callable[[int], T], indices: Sequence[int], workers: int, pin: bo
         if isinstance(item, ClipaError):
             raise item
         yield item
+
+
+def workers_that_fit(room: int, batch: int, workers: int) -> int:
+    """How many of the workers can hand over their batches through shared memory; a note says when not all can.
+
+    A worker that finds /dev/shm full dies of SIGBUS. Docker gives a container 64 MB of it (`--shm-size`, `--ipc=host`).
+
+    Args:
+        room: bytes of shared memory for this process and its workers.
+        batch: bytes of one batch.
+        workers: how many were asked for.
+    """
+    # Each worker prepares _PREFETCH batches; one more is in the hands of the trainer, one on its way there.
+    fit = max(0, min(workers, (room // max(1, batch) - 2) // _PREFETCH))
+    if fit < workers:
+        mib = f"{room / 2**20:.0f} MiB for this process, batches have {batch / 2**20:.1f} MiB"
+        print(
+            f"shared memory (/dev/shm) has {mib}: {fit} of {workers} loader workers, which costs speed. "
+            "docker run --shm-size 8g (or --ipc host) gives more.",
+            file=sys.stderr,
+            flush=True,
+        )
+    return fit
+
+
+def _shared_memory() -> int:
+    """Free bytes of /dev/shm for each of the ranks on this machine; plenty where there is none to ask."""
+    try:
+        found = os.statvfs("/dev/shm")  # noqa: S108 - asked for its size alone
+    except OSError:
+        return _PLENTY
+    return found.f_bavail * found.f_frsize // max(1, int(os.environ.get("WORLD_SIZE", "1")))
+
+
+def _bytes_of(item: object) -> int:
+    parts = item if isinstance(item, tuple) else (item,)
+    return sum(part.nbytes for part in parts if isinstance(part, torch.Tensor))
 
 
 def _pinned(item: T) -> T:

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from clipa.launch import devices, render
+from clipa.launch import containers, devices, render
 from clipa.launch.children import Child, last_lines
 from clipa.launch.decide import Verdict
 from clipa.registry import events, records
@@ -75,6 +75,7 @@ class Attempt:
                 if isinstance(lease, Verdict):
                     return lease
                 held.enter_context(devices.released_at_end(lease))
+                held.enter_context(containers.swept(self.plan))
                 staged = self._stage()
                 return staged or self._ranks(lease)
         finally:
@@ -147,15 +148,20 @@ class Attempt:
         port = place.port or (_free_port() if local > 1 else 0)
         gpus = [gpu.uuid for gpu in lease.gpus] if place.scheduler == "local" or not self.plan.world.gpus else None
         argv = render.rank_argv(self.plan, self.run, self.attempt)
+        start = containers.starter(self.plan, self._note)
         children = []
         for index in range(local):
             rank = render.Rank(place.node * local + index, index, place.address, port)
             env = render.rank_env(self.plan, rank, str(self._stop_file), gpus)
             out = logs / f"rank-{rank.number}.log"
-            children.append(Child(argv, env, out, out.with_suffix(".err")))
+            at = containers.At(self.run.id, self.attempt, rank.number, str(self._stop_file.parent), gpus)
+            children.append(start(argv, env, at, out))
         if place.leads:
             self.log.write(events.Spawned, pids=tuple(child.pid for child in children), start_ticks=_ticks(children))
         return self._watch(children, self.plan.phase) or Verdict("done")
+
+    def _note(self, text: str) -> None:
+        self.log.write(events.Waiting, reason=text)
 
     def _watch(self, children: list[Child], what: str) -> Verdict | None:
         """Wait for the children; None when all ended well."""

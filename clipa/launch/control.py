@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clipa.errors import InputError, LaunchError
-from clipa.launch import create
+from clipa.launch import create, pin
 from clipa.launch.cancel_slurm import end_jobs
 from clipa.launch.children import end_processes
 from clipa.launch.look import look
@@ -101,6 +101,15 @@ def resume(runs: Sequence[RunStatus]) -> list[RunStatus]:
                 create.start(tasks, plans, after=jobs.get(plans[0].parent, ""))
                 resumed += again
     return resumed
+
+
+def check_images(runs: Sequence[RunStatus]) -> list[str]:
+    """What is to be said about the images of runs that will be resumed.
+
+    Raises:
+        InputError: one is gone.
+    """
+    return pin.check([create.read_plan(Path(s.root) / s.run) for s in runs if _resumable(s)])
 
 
 def _resumable(status: RunStatus) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from clipa.errors import ConfigError, LaunchError
+from clipa.launch import pin
 from clipa.launch.prepare import Prepared
 from clipa.launch.submit import submit_local
 from clipa.launch.supervisor import Task
@@ -47,6 +48,7 @@ def create(prepared: Prepared) -> list[RunDir]:
         for digest in {data.manifest for data in plan.datasets}:
             write_whole(run.manifest(digest), manifests.encode(prepared.manifests[digest]))
         provenance.write(run)
+        pin.record(run, plan)
         records.write_intent(run, FIRST, FIRST, "submit")
         write_whole(run.plan, plans.encode(plan))
         runs.append(run)
@@ -62,6 +64,7 @@ def start(tasks: Sequence[Task], the_plans: Sequence[Plan], after: str = "") -> 
     Raises:
         LaunchError: a job could not be started; the runs show INTERRUPTED with the command that resumes them.
     """
+    pin.check(the_plans)
     if the_plans[0].slurm is not None:
         _start_slurm(tasks, the_plans, after)
         return

@@ -16,7 +16,7 @@ import msgspec
 
 import clipa
 from clipa.errors import ConfigError, MissingPart, StorageError, did_you_mean
-from clipa.launch import devices, weights
+from clipa.launch import devices, pin, weights
 from clipa.launch.evaluation import pin_sets
 from clipa.registry import provenance
 from clipa.spec import budget, catalog
@@ -50,6 +50,7 @@ class Request(NamedTuple):
     run_root: Path
     cache: Path
     datasets: dict[str, Dataset]
+    build: bool = False
 
 
 def prepare(request: Request) -> Prepared:
@@ -60,8 +61,9 @@ def prepare(request: Request) -> Prepared:
         StorageError: the store does not answer.
     """
     recipe, cluster = request.recipe.recipe, request.cluster
-    if cluster.slurm is None:
-        _require_training_part()  # a login node needs no torch
+    pinned = pin.pin(cluster, request.run_root, request.cache, request.build)
+    if pinned is None and cluster.slurm is None:
+        _require_training_part()  # a login node needs no torch, and the image has it
     world = _world(cluster)
     shelf = _Shelf(request)
     created = time.time()
@@ -101,6 +103,7 @@ def prepare(request: Request) -> Prepared:
             env=dict(cluster.env),
             slurm=cluster.slurm,
         )
+        plan = msgspec.structs.replace(plan, container=pin.with_data(pinned, plan))
         plans.append(plan)
         if not isinstance(phase, Eval):
             init, parent = Weights(ref=f"run:{plan.run}@final", run=plan.run), plan.run

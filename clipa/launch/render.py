@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from clipa.launch import runtime
 from clipa.registry.run_dir import RunDir
 from clipa.spec.plan import Plan
 
@@ -72,7 +73,9 @@ def describe(plans: Sequence[Plan], runs: Sequence[RunDir]) -> str:
         )
         if plan.data or plan.evals:
             lines.append(shlex.join(stage_argv(run, 1)))
-        lines.append(_shell(env, rank_argv(plan, run, 1)))
+        rank = runtime.Rank(run.id, 1, 0, "SCRATCH", ["LEASED_GPU"] * plan.world.gpus)
+        command = runtime.wrap(plan.container, rank_argv(plan, run, 1), env, rank)
+        lines.append(_shell(command.env, command.argv))
     return "\n".join(lines)
 
 

@@ -19,6 +19,15 @@ LARGEST = 64 << 20
 _LEFT_OUT = {"__pycache__"}
 
 
+_OWN = Path(__file__).resolve().parent.parent
+
+
+def place(run_root: Path, package: Path | None = None) -> Path:
+    """The folder that `take` would make."""
+    package = package or _OWN
+    return run_root / FOLDER / _digest(package, _files(package))
+
+
 def take(run_root: Path, package: Path | None = None) -> Path:
     """The folder below the run root that holds a copy of the package; it goes onto PYTHONPATH.
 
@@ -26,10 +35,10 @@ def take(run_root: Path, package: Path | None = None) -> Path:
         ConfigError: the package is larger than 64 MiB.
         LaunchError: it cannot be written.
     """
-    package = package or Path(__file__).resolve().parent.parent
+    package = package or _OWN
     files = _files(package)
-    digest = _digest(package, files)
-    target = run_root / FOLDER / digest
+    target = place(run_root, package)
+    digest = target.name
     if target.is_dir():
         return target
     part = target.with_name(f".{digest}.{uuid.uuid4().hex[:8]}.part")

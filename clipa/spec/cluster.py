@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from clipa.spec.base import Struct, require
+from clipa.spec.container import Container
 from clipa.spec.slurm import Slurm
 
 SCHEMA = 1
@@ -50,6 +51,7 @@ class Cluster(Struct, frozen=True, kw_only=True):
     env: dict[str, str] = {}
     datasets: dict[str, str | Dataset] = {}
     slurm: Slurm | None = None
+    container: Container | None = None
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:

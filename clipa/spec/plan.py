@@ -10,6 +10,7 @@ from typing import Literal
 import msgspec
 
 from clipa.spec.cluster import Dataset
+from clipa.spec.container import Pinned
 from clipa.spec.evalset import Names, Task
 from clipa.spec.job import Phase
 from clipa.spec.model import Model
@@ -149,6 +150,7 @@ class Plan(Record, frozen=True, kw_only=True):
     warmup_steps: int = 0
     env: dict[str, str] = {}
     slurm: Slurm | None = None
+    container: Pinned | None = None
     schema: int = SCHEMA
 
     @property

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from clipa.spec import cluster, evalset, inputs, job, model, published
+from clipa.spec import cluster, container, evalset, inputs, job, model, published
 from clipa.spec.slurm import Slurm
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "recipes.md").read_text()
@@ -30,6 +30,8 @@ STRUCTS = (
     published.DatasetFacts,
     cluster.Cluster,
     cluster.Dataset,
+    container.Container,
+    container.ImageBuild,
     cluster.Project,
 )
 

@@ -15,6 +15,7 @@ LONGEST_FILE, LONGEST_FUNCTION = 400, 60
 
 DOORS = {
     "submitit": {"clipa/launch/submit.py"},
+    "docker": {"clipa/image/engine.py"},
     "fsspec": {"clipa/storage/store.py"},
     "s3fs": {"clipa/storage/store.py"},
     "webdataset": {"clipa/data/wds.py"},
@@ -28,7 +29,7 @@ DOORS = {
     "huggingface_hub": {"clipa/data/wordpiece.py"},
     "sqlite3": {"clipa/registry/index.py"},
 }
-HEAVY = ("torch", "numpy", "s3fs", "fsspec", "submitit", "sqlite3", "timm", "botocore", "aiohttp")
+HEAVY = ("torch", "numpy", "s3fs", "fsspec", "submitit", "docker", "sqlite3", "timm", "botocore", "aiohttp")
 
 
 def _name(path: Path) -> str:

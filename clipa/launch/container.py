@@ -1,0 +1,50 @@
+"""Work that lives and dies with this process: what `submit` and `resume` do as the first process of a container."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+
+from clipa.errors import ConfigError
+from clipa.launch.devices import gpus
+from clipa.registry.liveness import is_alive
+from clipa.registry.scan import scan
+from clipa.spec.cluster import Cluster
+
+IN_CONTAINER = "CLIPA_IN_CONTAINER"
+VARIANT = "CLIPA_VARIANT"
+"""Both are set by the image."""
+
+
+def ends_with_us() -> bool:
+    """Whether the end of this process is the end of everything here: it is a container's first, or that one's child.
+
+    The first may be an init (`docker run --init`) or a shell. What `docker exec` starts has no parent in the container.
+    """
+    return os.environ.get(IN_CONTAINER) == "1" and 1 in (os.getpid(), os.getppid())
+
+
+def ask_to_leave(runs: Sequence[str], root: Path) -> None:
+    """Send TERM to the supervisors of runs: they have their processes save, and write how it ended."""
+    found = scan([root]).facts
+    holders = {facts.holder or facts.job for run, facts in found.items() if run in runs and facts.ended is None}
+    for holder in holders:
+        if holder and is_alive(holder):
+            os.kill(holder.pid, signal.SIGTERM)
+
+
+def refuse_forgotten_gpus(cluster: Cluster) -> None:
+    """Nobody starts the CUDA image to train on a CPU by accident.
+
+    Raises:
+        ConfigError: the CUDA image runs without a GPU, and the profile leaves the choice to clipa.
+    """
+    if os.environ.get(VARIANT) != "cuda" or cluster.gpus != "auto" or gpus(os.environ.get("CUDA_VISIBLE_DEVICES")):
+        return
+    raise ConfigError(
+        "no GPU is visible in this container, and this is the CUDA image",
+        where=f"cluster {cluster.name}: gpus",
+        hint="docker run --gpus all ...   or, to train on the CPU: --cluster cpu",
+    )

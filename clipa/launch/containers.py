@@ -1,0 +1,130 @@
+"""The supervisor's hands on containers: which limits the engine grants, exit codes, and nothing left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from clipa.launch import runtime
+from clipa.launch.children import Child
+from clipa.spec.container import Pinned
+from clipa.spec.plan import Plan
+
+_ENGINE_S = 60.0
+
+
+class ContainedChild(Child):
+    """A client of a runtime; its exit codes are those of the process inside."""
+
+    def __init__(self, pinned: Pinned, argv: Sequence[str], env: Mapping[str, str], out: Path, err: Path) -> None:
+        super().__init__(argv, env, out, err)
+        self._pinned = pinned
+
+    def poll(self) -> int | None:
+        """The exit code, negative for a signal, inside or outside; None while it runs."""
+        return runtime.exit_code(self._pinned, super().poll())
+
+
+class At(NamedTuple):
+    """One rank of one attempt on this machine; see `runtime.Rank`."""
+
+    run: str
+    attempt: int
+    rank: int
+    scratch: str
+    gpus: Sequence[str] | None
+
+
+Start = Callable[[Sequence[str], Mapping[str, str], At, Path], Child]
+
+
+def starter(plan: Plan, note: Callable[[str], None]) -> Start:
+    """What starts a rank of this plan: as it is, or in its container. `note` is told what the engine does not grant."""
+    pinned = plan.container
+    if pinned is None:
+        return lambda argv, env, _at, out: Child(argv, env, out, out.with_suffix(".err"))
+    limits, refused = granted(pinned)
+    if refused:
+        note(refused)
+
+    def start(argv: Sequence[str], env: Mapping[str, str], at: At, out: Path) -> Child:
+        rank = runtime.Rank(
+            *at, limits=limits, user=user_of(pinned), cache=plan.cache, cpus=plan.world.threads,
+            node=os.environ.get("SLURMD_NODENAME", ""), job=_job(),
+        )  # fmt: skip
+        command = runtime.wrap(pinned, argv, {**passed_through(pinned), **env}, rank)
+        return ContainedChild(pinned, command.argv, command.env, out, out.with_suffix(".err"))
+
+    return start
+
+
+def _job() -> str:
+    """SLURM's job and restart: a name that a preempted job left behind cannot be used again (pyxis issue 28)."""
+    return f"{os.environ.get('SLURM_JOB_ID', '0')}-{os.environ.get('SLURM_RESTART_COUNT', '0')}"
+
+
+@contextlib.contextmanager
+def swept(plan: Plan) -> Iterator[None]:
+    """No container of the run before the block, and none after it.
+
+    One may be there before: `kill -9` of a supervisor ends the client of its containers, not them.
+    """
+    if plan.container is None or plan.container.runtime != "docker":
+        yield
+        return
+    remove(plan.run)
+    try:
+        yield
+    finally:
+        remove(plan.run)
+
+
+def remove(run: str) -> list[str]:
+    """Remove every container of a run, found by its label; their ids."""
+    found = _docker("ps", "--all", "--quiet", *runtime.labels(run)).stdout.split()
+    if found:
+        _docker("rm", "--force", *found)
+    return found
+
+
+def granted(pinned: Pinned) -> tuple[dict[str, str], str]:
+    """The ulimits of the profile that this engine grants, and a note on those that it refuses.
+
+    memlock=-1 is what RDMA wants; an engine without CAP_SYS_RESOURCE cannot give it, and then the container does not
+    start at all. So each is tried before it counts.
+    """
+    wanted = dict(pinned.settings.ulimits)
+    if pinned.runtime != "docker" or not wanted or _starts(pinned, wanted):
+        return wanted if pinned.runtime == "docker" else {}, ""
+    good = {name: value for name, value in wanted.items() if _starts(pinned, {name: value})}
+    refused = ", ".join(f"{name}={value}" for name, value in wanted.items() if name not in good)
+    return good, f"the Docker engine does not grant ulimit {refused}: going on without"
+
+
+def passed_through(pinned: Pinned) -> dict[str, str]:
+    """The variables that the profile passes through, where they are set."""
+    return {name: os.environ[name] for name in pinned.settings.env if name in os.environ}
+
+
+def user_of(pinned: Pinned) -> str:
+    """UID:GID for the container; empty for the image's own."""
+    word = pinned.settings.user
+    return {"me": f"{os.getuid()}:{os.getgid()}", "image": ""}.get(word, word)
+
+
+def _starts(pinned: Pinned, limits: Mapping[str, str]) -> bool:
+    words = runtime.probe(pinned, limits)
+    return _docker(*words[1:]).returncode == 0
+
+
+def _docker(*words: str) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(
+            ["docker", *words], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=_ENGINE_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return subprocess.CompletedProcess(words, 127, "", str(error))

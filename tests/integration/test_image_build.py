@@ -1,0 +1,124 @@
+"""`clipa image` on a real engine."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from clipa.image import context
+from tests.services.engine import BASE, Engine
+
+pytest_plugins = ["tests.services.engine"]
+pytestmark = pytest.mark.timeout(900)  # the first test builds the image
+ROOT = Path(__file__).resolve().parents[2]
+CLIPA = [str(Path(sys.executable).parent / "clipa"), "image"]
+
+
+def clipa(*words: str, env: Mapping[str, str], code: int = 0) -> str:
+    done = subprocess.run([*CLIPA, *words], env=env, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == code, f"{words}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+    assert "Traceback" not in done.stderr
+    return done.stdout if code == 0 else done.stderr
+
+
+def _project(folder: Path, run: str) -> Path:
+    """A checkout with a Dockerfile that takes no time."""
+    for name in ("clipa", "jobs", "cluster", "docker"):
+        (folder / name).mkdir(parents=True)
+    (folder / "clipa" / "one.py").write_text("x = 1\n")
+    (folder / "pyproject.toml").write_text("")
+    (folder / "docker" / "Dockerfile").write_text(
+        f"ARG BASE_IMAGE\nFROM ${{BASE_IMAGE}}\nRUN {run}\nCOPY clipa /clipa\nARG CONTENT\n"
+        "LABEL org.clipa.content=${CONTENT}\n"
+    )
+    return folder
+
+
+def test_the_image_says_what_it_is_and_can_be_found(engine: Engine, image: str) -> None:
+    found = json.loads(clipa("inspect", image, "--json", env=engine.environment))["image"]
+    assert found["tags"] == [image]
+    assert found["variant"] == "cpu"
+    assert found["base"] == BASE
+    assert found["content"] == context.read(ROOT).digest
+    assert found["code"] == context.own_code()
+    assert found["digests"] == [], "it was not pushed"
+    assert len(found["revision"].removesuffix("-dirty")) == 40
+    assert image in clipa("list", env=engine.environment)
+    labels = json.loads(engine.docker("image", "inspect", "--format", "{{json .Config.Labels}}", image))
+    assert labels["org.opencontainers.image.source"] is not None
+    history = engine.docker("history", "--no-trunc", image)
+    assert "PIP_FIND_LINKS" not in history, "what the dependencies came from is no part of the image"
+
+
+@pytest.mark.parametrize("user", ["", "12345:6789", "0:0"])
+def test_it_runs_as_any_user_and_is_whole(engine: Engine, image: str, user: str) -> None:
+    words = ["--user", user] if user else []
+    run = ["run", "--rm", "--network", "none", *words]
+    assert engine.docker(*run, "--entrypoint", "id", image, "-u") == (user.partition(":")[0] or "10001")
+    findings = json.loads(engine.docker(*run, image, "doctor", "--json"))
+    assert not [one for one in findings if one["state"] == "bad"], findings
+    assert any(one["what"] == "training part installed" for one in findings)
+    writable = "mkdir -p $XDG_CACHE_HOME/y $TRITON_CACHE_DIR/y && touch $HOME/x /runs/x"
+    writable += " && python -c 'import clipa.train.trainer'"
+    engine.docker(*run, "--entrypoint", "sh", image, "-c", writable)
+
+
+def test_a_compiler_for_torch_is_there(engine: Engine, image: str) -> None:
+    code = "import sysconfig, pathlib; print((pathlib.Path(sysconfig.get_path('include')) / 'Python.h').is_file())"
+    words = ["run", "--rm", "--network", "none", "--entrypoint", "sh", image, "-c"]
+    assert (
+        engine.docker(*words, f'gcc --version >/dev/null && g++ --version >/dev/null && python -c "{code}"') == "True"
+    )
+
+
+def test_same_content_same_tag_no_build(engine: Engine, tmp_path: Path) -> None:
+    project = _project(tmp_path / "a", "echo made")
+    words = ["build", "--source", str(project), "--base", BASE, "--network", "none"]
+    first = clipa(*words, env=engine.environment).strip()
+    made = engine.docker("image", "inspect", "--format", "{{.Id}}", first)
+    shutil.copytree(project, tmp_path / "b")
+    os.utime(tmp_path / "b" / "clipa" / "one.py", (1, 1))
+    again = ["build", "--source", str(tmp_path / "b"), *words[3:], "--tag", "here/other:1"]
+    done = subprocess.run([*CLIPA, *again], env=engine.environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == first
+    assert "not built again" in done.stderr
+    assert "Step" not in done.stderr
+    assert engine.docker("image", "inspect", "--format", "{{.Id}}", "here/other:1") == made
+    (project / "clipa" / "one.py").write_text("x = 2\n")
+    assert clipa(*words, env=engine.environment).strip() != first
+    assert clipa(*words, "--build-arg", "A=1", env=engine.environment).strip() != first
+
+
+def test_a_failing_step_is_named_with_its_last_lines(engine: Engine, tmp_path: Path) -> None:
+    project = _project(tmp_path / "a", "echo first words && echo no such wheel >&2 && exit 7")
+    said = clipa("build", "--source", str(project), "--base", BASE, "--network", "none", env=engine.environment, code=1)
+    assert "RUN echo first words" in said
+    assert "| first words" in said
+    assert "| no such wheel" in said
+    assert "non-zero code: 7" in said
+    assert not engine.docker("ps", "-aq"), "the failed step's container is removed"
+
+
+def test_a_base_that_cannot_be_had(engine: Engine) -> None:
+    said = clipa("build", "--base", "localhost:1/nosuch:1", env=engine.environment, code=2)
+    assert "localhost:1/nosuch:1" in said
+    assert "--base" in said
+
+
+@pytest.mark.parametrize("words", [["build"], ["list"], ["inspect", "x"]])
+def test_without_a_daemon_the_three_cures_are_named(tmp_path: Path, words: list[str]) -> None:
+    env = {**os.environ, "DOCKER_HOST": f"unix://{tmp_path}/no.sock"}
+    said = clipa(*words, env=env, code=2)
+    for cure in (str(tmp_path), "systemctl start docker", "usermod -aG docker", "DOCKER_HOST"):
+        assert cure in said
+
+
+def test_an_image_that_is_not_there(engine: Engine) -> None:
+    assert "clipa image build" in clipa("inspect", "nosuch:1", env=engine.environment, code=2)
