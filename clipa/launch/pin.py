@@ -167,7 +167,7 @@ def _of_engine(cluster: Cluster, settings: Container, where: str, run_root: Path
         raise ConfigError(
             f"the image {settings.image} is on this machine alone, and other nodes cannot start it",
             where=f"{where}.image",
-            hint=f"clipa image push {settings.image} REGISTRY/NAME, and name that; or runtime = apptainer or pyxis, and "
+            hint=f"clipa image push {settings.image} REGISTRY/NAME, and name that; or, with apptainer or pyxis: "
             f"clipa image export {settings.image} /shared/clipa.sif (.sqsh)",
         )
     return Pinned(
