@@ -42,7 +42,8 @@ class Result(Record, frozen=True, kw_only=True):
     """One evaluation, as it is written. Metrics in percent; `metric` names the one that stands for the set.
 
     `weights` is the SHA-256 of the weights' file (empty between checkpoints), `run` and `step` where they come from,
-    `clipa` and `revision` the code that scored them; `chosen` is what a probe settled on.
+    `clipa` and `revision` the code that scored them; `chosen` is what a probe settled on,
+    `without_images` the classes of which the set has no image.
     """
 
     set: str
@@ -60,6 +61,7 @@ class Result(Record, frozen=True, kw_only=True):
     manifest: str
     train_manifest: str
     chosen: dict[str, float]
+    without_images: tuple[str, ...]
     classes: tuple[str, ...]
     templates: tuple[str, ...]
     canonical: bool
@@ -164,6 +166,7 @@ class Evaluator:
             manifest=data.data.manifest,
             train_manifest=data.train.manifest if data.train else "",
             chosen=dict(outcome.chosen),
+            without_images=tuple(prompts.classes[number] for number in outcome.empty),
             classes=prompts.classes,
             templates=prompts.templates,
             canonical=prompts.canonical,
@@ -194,6 +197,11 @@ class Evaluator:
             f"of {result.samples} images, {result.seconds:.1f} s",
             flush=True,
         )
+        if result.without_images:
+            print(
+                f"  {len(result.without_images)} classes have no image: {', '.join(result.without_images[:5])}",
+                flush=True,
+            )
 
 
 def _summary(found: Suite) -> str:

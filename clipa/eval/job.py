@@ -27,11 +27,12 @@ _TEXTS_AT_ONCE = 1024
 
 
 class Outcome(NamedTuple):
-    """Samples that were scored, every metric in percent, and what was chosen on the way."""
+    """Samples that were scored, every metric in percent, what was chosen on the way, classes without an image."""
 
     samples: int
     metrics: Mapping[str, float]
     chosen: Mapping[str, float] = MappingProxyType({})
+    empty: tuple[int, ...] = ()
 
 
 class Bench(NamedTuple):

@@ -39,6 +39,11 @@ class Tally:
         """Images counted."""
         return int(self.counts[self._IMAGES].sum())
 
+    @property
+    def empty(self) -> tuple[int, ...]:
+        """The classes without an image."""
+        return tuple((self.counts[self._IMAGES] == 0).nonzero().flatten().tolist())
+
     def metrics(self) -> dict[str, float]:
         """`top1`, `top5` (five classes or more); `mean_per_class_recall` and `f1_macro` over the classes with images.
 

@@ -66,7 +66,7 @@ def probe(job: Job) -> Outcome:
         if found > best:
             best, strength = found, candidate
     tally = _tally(tested, fit(learned, classes, strength, ranks), classes, ranks)
-    return Outcome(tally.samples, tally.metrics(), {"l2": strength, "held_out_top1": best})
+    return Outcome(tally.samples, tally.metrics(), {"l2": strength, "held_out_top1": best}, tally.empty)
 
 
 def fit(data: Features, classes: int, strength: float, ranks: Ranks, start: torch.Tensor | None = None) -> torch.Tensor:

@@ -15,7 +15,7 @@ from torch.nn import functional
 from clipa.attempt.weights import read_tensors, write_tensors
 from clipa.data import imagenet
 from clipa.data.scored import share_of
-from clipa.errors import TrainError
+from clipa.errors import DataError, TrainError
 from clipa.eval.job import Bench
 from clipa.spec.plan import EvalData
 
@@ -39,12 +39,32 @@ class Prompts(NamedTuple):
 
 
 def settled(data: EvalData) -> Prompts:
-    """The prompts of a set: those that its plan lists, else those that `names` stands for."""
-    classes = data.classes
-    if data.names and not classes:
+    """The prompts of a set: those that its plan lists, else those that `names` stands for.
+
+    Raises:
+        DataError: the class names beside the shards are not those that `names` stands for, in their order.
+    """
+    classes, templates = data.classes, data.templates
+    if data.names:
+        templates = templates or imagenet.templates()
+    if data.names and data.names != "objectnet":
         classes = imagenet.classes(data.names).names
-    templates = data.templates or (imagenet.templates() if data.names else ())
+        _require_same(data, classes)
     return Prompts(classes, templates, data.canonical)
+
+
+def _require_same(data: EvalData, wanted: tuple[str, ...]) -> None:
+    """Another order beside the shards means other labels: every score would be wrong, and look like a bad model."""
+    if not data.classes or data.classes == wanted:
+        return
+    first = next((i for i, pair in enumerate(zip(data.classes, wanted, strict=False)) if pair[0] != pair[1]), None)
+    if first is None:
+        said = f"{len(data.classes)} classes stand beside the shards, {data.names} has {len(wanted)}"
+    else:
+        said = f"class {first} is {data.classes[first]!r} beside the shards, {wanted[first]!r} in {data.names}"
+    raise DataError(
+        said, where=data.data.name, hint="leave names out of the recipe to score by the names beside the shards"
+    )
 
 
 def fill(template: str, name: str) -> str:

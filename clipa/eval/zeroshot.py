@@ -26,7 +26,7 @@ def labelled(job: Job, data: Data, prompts: Prompts) -> Source[int]:
         return ShardLabels(bench.shards(data), len(prompts.classes))
     manifest = bench.manifest(data)
     found = [shard.name for shard in manifest.shards]
-    if asked.names and not asked.classes:
+    if asked.names and asked.names != "objectnet":
         folders = imagenet.folder_order(asked.names, found, manifest.url)
     else:
         folders = asked.folders or asked.classes
@@ -48,7 +48,7 @@ def classify(job: Job) -> Outcome:
         logits = _logits(job, images, columns)
         tally.add(logits, torch.tensor(labels, device=logits.device))
     job.bench.ranks.total(tally.counts)
-    return Outcome(tally.samples, tally.metrics())
+    return Outcome(tally.samples, tally.metrics(), empty=tally.empty)
 
 
 def _classify_groups(job: Job) -> Outcome:
@@ -67,7 +67,8 @@ def _classify_groups(job: Job) -> Outcome:
         rows.append(torch.stack([groups, (logits.argmax(dim=-1) == labels).long(), among.any(dim=-1).long()], dim=1))
     bench.ranks.total(tally.counts)
     gathered = bench.ranks.gather(torch.cat(rows))
-    return Outcome(tally.samples, {**tally.metrics(), **worst_group(gathered, len(prompts.classes))})
+    metrics = {**tally.metrics(), **worst_group(gathered, len(prompts.classes))}
+    return Outcome(tally.samples, metrics, empty=tally.empty)
 
 
 @torch.no_grad()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -11,13 +13,16 @@ import pytest
 import torch
 
 from clipa.attempt.weights import read_tensors
+from clipa.data.tokenizer import tokenizer
+from clipa.data.wordpiece import VARIABLE
 from clipa.model.open_clip_names import to_open_clip
 from clipa.model.torchvision_guard import import_torchvision
 from clipa.spec.card import WEIGHTS_NAME
 from clipa.spec.evalset import EvalSet
-from clipa.spec.family import OPENAI_MEAN, OPENAI_STD
+from clipa.spec.model import Model
 from tests.services.eval_runs import (
     MODEL,
+    MODEL_V2,
     SIZE,
     TOKENS,
     make_run,
@@ -26,6 +31,7 @@ from tests.services.eval_runs import (
     results,
     score,
     write_checkpoint,
+    write_vocabulary,
     write_wds,
 )
 
@@ -35,34 +41,50 @@ SHAPES = [(40, 52), (61, 37), (33, 32), (128, 90), (32, 200)]
 COUNT = 61
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("weights") / "step-000000007")
+@pytest.fixture(scope="module", params=["v1", "v2-open_clip"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
+    """A model of each family that open_clip computes; v2 gets a made-up vocabulary."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(VARIABLE, str(write_vocabulary(tmp_path_factory.mktemp("words") / "bert")))
+        tokenizer.cache_clear()
+        yield {"v1": MODEL, "v2-open_clip": MODEL_V2}[request.param]
+    tokenizer.cache_clear()
 
 
 @pytest.fixture(scope="module")
-def peer(weights: Path) -> SimpleNamespace:
+def weights(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("weights") / "step-000000007", model=model)
+
+
+@pytest.fixture(scope="module")
+def peer(model: Model, weights: Path) -> SimpleNamespace:
     """CLIP_benchmark's functions, and an open_clip model with our weights."""
     import_torchvision()
     from clip_benchmark.datasets import builder
     from clip_benchmark.metrics import zeroshot_classification, zeroshot_retrieval
+    from open_clip.factory import get_model_config
     from open_clip.model import CLIP
-    from open_clip.tokenizer import SimpleTokenizer
+    from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
     from open_clip.transform import image_transform
 
     zeroshot_classification.accuracy = accuracy
-    image, text = MODEL.image, MODEL.text
-    model = CLIP(
-        embed_dim=MODEL.embed_dim,
-        vision_cfg={"layers": image.layers, "width": image.width, "head_width": image.width // image.heads,
-                    "patch_size": image.patch, "image_size": SIZE},
-        text_cfg={"context_length": TOKENS, "vocab_size": 49_408, "width": text.width, "heads": text.heads,
-                  "layers": text.layers},
-    )  # fmt: skip
-    model.load_state_dict(to_open_clip(MODEL, read_tensors(weights / WEIGHTS_NAME)))
+    image, text = model.image, model.text
+    config = get_model_config({"v1": "ViT-B-16", "v2-open_clip": "ViT-L-14-CLIPA"}[model.family])
+    config["embed_dim"] = model.embed_dim
+    config["vision_cfg"] |= {"layers": image.layers, "width": image.width, "head_width": image.width // image.heads,
+                             "patch_size": image.patch, "image_size": SIZE}  # fmt: skip
+    config["text_cfg"] |= {"context_length": TOKENS, "width": text.width, "heads": text.heads, "layers": text.layers}
+    theirs = CLIP(**config)
+    theirs.load_state_dict(to_open_clip(model, read_tensors(weights / WEIGHTS_NAME)))
+    words = (
+        SimpleTokenizer(context_length=TOKENS)
+        if model.family == "v1"
+        else HFTokenizer(os.environ[VARIABLE], context_length=TOKENS, strip_sep_token=True)
+    )
     return SimpleNamespace(
-        model=model.eval(),
-        tokenizer=SimpleTokenizer(context_length=TOKENS),
+        family=model.traits,
+        model=theirs.eval(),
+        tokenizer=words,
         transform=image_transform,
         builder=builder,
         classification=zeroshot_classification,
@@ -81,7 +103,12 @@ def accuracy(output: torch.Tensor, target: torch.Tensor, topk: tuple[int, ...] =
 def their_view(peer: SimpleNamespace, resize: str) -> Any:
     mode = {"shorter": "shortest", "squash": "squash"}[resize]
     return peer.transform(
-        SIZE, is_train=False, mean=OPENAI_MEAN, std=OPENAI_STD, resize_mode=mode, interpolation="bicubic"
+        SIZE,
+        is_train=False,
+        mean=peer.family.mean,
+        std=peer.family.std,
+        resize_mode=mode,
+        interpolation=peer.family.interpolation,
     )
 
 

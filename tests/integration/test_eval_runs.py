@@ -159,13 +159,15 @@ def test_a_probe_learns_what_prompts_do_not_say(tmp_path: Path, weights: Path) -
         Image.new("RGB", (32, 32), ((n % 3) * 100 + n % 7, 60, 200 - (n % 3) * 90)).save(buffer, "PNG")
         return buffer.getvalue()
 
-    root = write_wds(tmp_path / "wds_p", [{"png": shade(n), "cls": b"%d" % (n % 3)} for n in range(15)],
+    # The classes are named otherwise where it learns: it must answer as it was taught.
+    root = write_wds(tmp_path / "wds_p", [{"png": shade(n), "cls": b"%d" % ((n + 1) % 3)} for n in range(15)],
                      classes=CLASSES[:3])  # fmt: skip
-    write_wds(root, [{"png": shade(n), "cls": b"%d" % (n % 3)} for n in range(100, 160)], split="train")
+    write_wds(root, [{"png": shade(n), "cls": b"%d" % (n % 3)} for n in range(99, 159)], split="train")
     run = make_run(tmp_path, {"x": EvalSet(data=str(root), task="probe")}, weights, batch=16)
     score(run)
     (result,) = results(run).values()
-    assert result["metrics"]["top1"] == 100.0  # type: ignore[index]
+    assert result["metrics"]["top1"] == 0.0  # type: ignore[index]
+    assert result["chosen"]["held_out_top1"] == 100.0  # type: ignore[index]
     assert result["chosen"]["l2"] in STRENGTHS  # type: ignore[index]
     assert result["train_manifest"] != result["manifest"]
     kept = sorted((tmp_path / "cache" / "features").iterdir())
@@ -188,3 +190,7 @@ def test_an_evaluation_leaves_between_two_sets_and_goes_on(
     run.stop_file(1).unlink()
     assert score(run) == 0
     assert set(results(run)) == {"a-32", "b-32"}
+    foreign = next(run.evals.glob("*-a-32.json"))
+    foreign.write_text(foreign.read_text().replace(str(results(run)["a-32"]["weights"]), "other"))
+    assert score(run) == 0
+    assert results(run)["a-32"]["weights"] == results(run)["b-32"]["weights"], "of other weights: scored again"

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import socket
+import string
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ from clipa.data.decode import decode_eval
 from clipa.data.pipeline import normalise
 from clipa.data.tokenizer import tokenizer
 from clipa.data.wds import shard_bytes
+from clipa.data.wordpiece import ENTRIES, SPECIAL
 from clipa.eval.__main__ import evaluate
 from clipa.launch.evaluation import pin_sets
 from clipa.model.clip import Clip
@@ -32,7 +34,7 @@ from clipa.spec import card as cards
 from clipa.spec import plan
 from clipa.spec.cluster import Dataset
 from clipa.spec.evalset import EvalSet
-from clipa.spec.family import OPENAI_MEAN, OPENAI_STD
+from clipa.spec.family import FAMILIES, OPENAI_MEAN, OPENAI_STD
 from clipa.spec.job import Eval
 from clipa.spec.model import ImageTower, Model, TextTower
 from clipa.storage import manifest as manifests
@@ -42,7 +44,30 @@ MODEL = Model(
     image=ImageTower(patch=8, width=48, layers=2, heads=3),
     text=TextTower(width=32, layers=2, heads=2),
 )
+MODEL_V2 = Model(
+    family="v2-open_clip",
+    embed_dim=24,
+    image=ImageTower(patch=8, width=48, layers=2, heads=3, pool="gap-norm"),
+    text=TextTower(width=32, layers=2, heads=2, tokenizer=FAMILIES["v2-open_clip"].tokenizer),
+)
 SIZE, TOKENS = 32, 20
+
+
+def write_vocabulary(folder: Path) -> Path:
+    """A folder as open_clip's HFTokenizer reads it: a WordPiece vocabulary of BERT's size, of single letters."""
+    entries = [f"[unused{number}]" for number in range(104)]
+    for entry, number in SPECIAL.items():
+        entries[number] = entry
+    entries += [
+        mark + sign for mark in ("", "##") for sign in string.ascii_lowercase + string.digits + string.punctuation
+    ]
+    entries += [f"[unused{number}]" for number in range(len(entries), ENTRIES)]
+    folder.mkdir(parents=True)
+    (folder / "vocab.txt").write_text("\n".join(entries) + "\n")
+    (folder / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    said = {"tokenizer_class": "BertTokenizer", "do_lower_case": True}
+    (folder / "tokenizer_config.json").write_text(json.dumps(said))
+    return folder
 
 
 def picture(number: int, kind: str = "PNG", shape: tuple[int, int] = (40, 52)) -> bytes:
@@ -90,7 +115,7 @@ def write_checkpoint(folder: Path, seed: int = 0, model: Model = MODEL) -> Path:
     """A whole checkpoint of random weights that tell images and words apart."""
     torch.manual_seed(seed)
     clip = Clip(model, SIZE, TOKENS, "learnable").eval()
-    _spread(clip)
+    _spread(clip, model)
     folder.mkdir(parents=True)
     write_tensors(folder / cards.WEIGHTS_NAME, clip.state_dict())
     card = cards.Card(
@@ -98,8 +123,8 @@ def write_checkpoint(folder: Path, seed: int = 0, model: Model = MODEL) -> Path:
         image_size=SIZE,
         text_tokens=TOKENS,
         positions="learnable",
-        mean=OPENAI_MEAN,
-        std=OPENAI_STD,
+        mean=model.traits.mean,
+        std=model.traits.std,
         step=7,
     )
     (folder / cards.CARD_NAME).write_bytes(msgspec.json.encode(card))
@@ -112,7 +137,7 @@ def write_checkpoint(folder: Path, seed: int = 0, model: Model = MODEL) -> Path:
 
 
 @torch.no_grad()
-def _spread(clip: Clip) -> None:
+def _spread(clip: Clip, model: Model) -> None:
     """Random weights see nearly the same in all images, so that one class gets them all and any code passes.
 
     The biases of the last LayerNorms are moved so that features have no common part.
@@ -121,7 +146,9 @@ def _spread(clip: Clip) -> None:
         parameter.add_(torch.randn_like(parameter) * 0.1)
     pixels = np.stack([decode_eval(picture(n), SIZE, "") for n in range(64)])
     images = normalise(torch.from_numpy(pixels).permute(0, 3, 1, 2), OPENAI_MEAN, OPENAI_STD)
-    tokens = tokenizer("clip-bpe").encode([f"{a} {b}" for a in "abcdefgh" for b in ("cat", "dog", "x y")], TOKENS)
+    tokens = tokenizer(model.text.tokenizer).encode(
+        [f"{a} {b}" for a in "abcdefgh" for b in ("cat", "dog", "x y")], TOKENS
+    )
     for bias, last, see in (
         (clip.image.trunk.norm.bias, clip.image.trunk.head, lambda: clip.encode_image(images)),
         (clip.text.ln_final.bias, clip.text.projection, lambda: clip.encode_text(tokens)),

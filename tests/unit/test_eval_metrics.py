@@ -37,6 +37,7 @@ def test_mean_per_class_recall_weighs_classes_not_images() -> None:
     assert found["top1"] == 75.0
     assert found["mean_per_class_recall"] == 50.0
     assert "top5" not in found, "with three classes it would always be 100"
+    assert tally(logits, [0, 0, 0, 2]).empty == (1,)
 
 
 @given(st.integers(1, 60), st.integers(2, 9), st.integers(1, 5), st.integers(0, 10**6))

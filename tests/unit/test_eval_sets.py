@@ -314,3 +314,21 @@ def test_a_suite_is_the_sets_that_are_there(tmp_path: Path) -> None:
     assert {one.data.suite for one in found.values()} == {"dc"}
     with pytest.raises(ValueError, match="says itself"):
         EvalSet(data="x", suite="datacomp", metric="top1")
+
+
+def test_names_beside_the_shards_must_be_those_of_names(tmp_path: Path) -> None:
+    right = list(imagenet.classes("imagenet-r").names)
+    root = write_wds(tmp_path / "wds_r", LABELLED, classes=right, templates=["{c}"])
+    assert settled(pinned(root, names="imagenet-r").data).classes == tuple(right)
+    write_wds(root, LABELLED, classes=[*right[1:], right[0]])
+    with pytest.raises(DataError, match="class 0 is 'great white shark' beside the shards, 'goldfish' in imagenet-r"):
+        settled(pinned(root, names="imagenet-r").data)
+    write_wds(root, LABELLED, classes=right[:-1])
+    with pytest.raises(DataError, match="199 classes stand beside"):
+        settled(pinned(root, names="imagenet-r").data)
+
+
+def test_shards_without_a_sample_of_the_kind_are_refused(tmp_path: Path) -> None:
+    root = write_wds(tmp_path / "wds_e", [{"png": b"x"}], classes=["a", "b"], templates=["{c}"])
+    with pytest.raises(DataError, match="no sample has both an image and a"):
+        open_shards(pinned(root).manifests[0], root / "test")
