@@ -73,6 +73,11 @@ def pinned(shard: Shard, check: Check = "auto") -> Pinned:
     return _of_etag(shard.version, shard.size)
 
 
+def is_etag(version: str) -> bool:
+    """Whether a version is an ETag as S3 makes them."""
+    return _ETAG.fullmatch(version) is not None
+
+
 def _of_etag(version: str, size: int) -> Pinned:
     """An ETag of S3 is the MD5 of the bytes, or the MD5 of its parts' MD5s and their number."""
     found = _ETAG.fullmatch(version)

@@ -12,7 +12,7 @@ from clipa.registry.run_dir import sync_folder
 from clipa.storage.digest import Check, Pinned, pinned, tar_fault
 from clipa.storage.manifest import Shard
 from clipa.storage.part import Part, discard
-from clipa.storage.store import Store
+from clipa.storage.store import Changed, Store
 
 _TRIES = 3
 """Downloads of a shard whose bytes are wrong: the first, and two more."""
@@ -109,7 +109,7 @@ def _once(
             if not wrong:
                 os.replace(part.path, target)
         discard(part.path)
-    except OSError:
+    except (OSError, Changed):
         discard(part.path)
         raise
     if not wrong:
@@ -122,11 +122,7 @@ def _judged(store: Store, shard: Shard, part: Part, seen: Sequence[str]) -> tupl
     wanted = part.running.wanted
     if wanted.kind and part.running.fits:
         return wanted.kind, ""
-    try:
-        _require_unchanged(store, shard)
-    except StorageError:
-        discard(part.path)
-        raise
+    _require_unchanged(store, shard)
     if wanted.kind:
         return wanted.kind, f"its {wanted.kind.upper()} is not {wanted.value}"
     if not shard.name.endswith(".tar") or part.size == 0:
@@ -145,7 +141,7 @@ def _require_unchanged(store: Store, shard: Shard) -> None:
     now = store.entry(shard.name)
     if now.size == shard.size and (not shard.version or now.version == shard.version):
         return
-    raise StorageError(
+    raise Changed(
         f"it is {now.size} bytes, version {now.version}; pinned were {shard.size} bytes, version {shard.version}",
         where=f"{store.url}/{shard.name}",
         hint="the object was changed: write the dataset again, or submit a new run",

@@ -22,6 +22,7 @@ from clipa.registry import events
 from clipa.registry.run_dir import RunDir, write_whole
 from clipa.spec import card, plan
 from clipa.spec.cluster import Dataset
+from clipa.storage import fast
 from clipa.storage import manifest as manifests
 from clipa.storage.dataset import require_safe
 from clipa.storage.fill import Stopped, Tick, fill
@@ -49,6 +50,7 @@ def stage(
     cache: str,
     tick: Tick = lambda done, total: None,
     verify: bool = False,
+    open_store: Callable[[Dataset], Store] = Store,
 ) -> Staged:
     """Bring every shard to `staged_folder(cache, manifest.digest)`; those that are there already are kept.
 
@@ -62,7 +64,7 @@ def stage(
     for shard in manifest.shards:
         require_safe(shard.name)
     folder = manifests.staged_folder(cache, manifest.digest)
-    filled = fill(Store(source), folder, manifest.shards, tick, verify)
+    filled = fill(open_store(source), folder, manifest.shards, tick, verify)
     return Staged(len(manifest.shards), filled.fetched_bytes, time.monotonic() - began)
 
 
@@ -135,7 +137,7 @@ def stage_run(run: RunDir, attempt: int, writer: str = "stage") -> None:
     for digest, data in wanted.items():
         print(f"{data.name}: {data.shards} shard(s), {data.bytes / _MIB:.1f} MiB", flush=True)
         manifest = _read(run.manifest(digest), manifests.decode)
-        staged = stage(manifest, data.source, the_plan.cache, _Reporter(stop_file))
+        staged = stage(manifest, data.source, the_plan.cache, _Reporter(stop_file), open_store=fast.open_store)
         shards += staged.shards
         fetched += staged.fetched_bytes
     init = the_plan.init

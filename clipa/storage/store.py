@@ -37,6 +37,10 @@ _PACKAGES = "s3://, file://, memory://, http(s)://; gs:// with gcsfs, az:// with
 _T = TypeVar("_T")
 
 
+class Changed(StorageError):
+    """An object that is no longer what was pinned."""
+
+
 class NoRanges(Exception):
     """The server sent more than the range that was asked for: it knows no ranges."""
 
@@ -80,6 +84,16 @@ class Store:
                 where=self.url,
                 allowed=_PACKAGES,
             ) from error
+
+    @property
+    def bucket(self) -> str:
+        """The bucket or container, as fsspec sees it: the first part of the path."""
+        return self._root.partition("/")[0]
+
+    @property
+    def address(self) -> str:
+        """The URL with what may be secret in it: for a client, never for a message."""
+        return self._base
 
     def list(self) -> list[Entry]:
         """Every object under the URL, sorted by name; folders below it are entered.
