@@ -21,14 +21,9 @@ from clipa.data.wds import split_name
 from clipa.errors import DataError
 from clipa.registry.run_dir import write_whole
 from clipa.spec.plan import Record
+from clipa.storage.tars import CAPTIONS, IMAGES, LABELS, TARGETS
 
 SCHEMA = 2
-
-IMAGES = ("jpg", "jpeg", "png", "webp")
-CAPTIONS = ("txt", "json")
-LABELS = ("cls",)
-TARGETS = ("npy",)
-"""Extensions that are read, the preferred one first."""
 
 
 class Part(IntEnum):

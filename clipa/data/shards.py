@@ -17,9 +17,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from clipa.data.index import CAPTIONS, IMAGES, LABELS, TARGETS, Counts, Part, ShardIndex, load_counts, load_index
+from clipa.data.index import Counts, Part, ShardIndex, load_counts, load_index
 from clipa.errors import DataError, StorageError
 from clipa.storage.manifest import Manifest
+from clipa.storage.tars import CAPTIONS, IMAGES, LABELS, TARGETS
 
 _OPEN_SHARDS = 32
 """Shards whose file and index are kept open by a process: two windows of 65,536 samples at 10,000 a shard, twice."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 import xxhash
@@ -141,44 +140,3 @@ class Running:
             return True
         found = [self.xxh3] if self.wanted.kind == "xxh3" else [other.hexdigest() for other in self._others]
         return self.wanted.value in found
-
-
-def tar_fault(path: Path) -> str:
-    """Why a file is not a whole tar file, by its headers alone (8 us each); empty when nothing is wrong.
-
-    Catches what is cut and most of what has holes. What lies inside the members is not looked at.
-    """
-    size = path.stat().st_size
-    at = 0
-    with open(path, "rb", buffering=0) as file:
-        while at < size:
-            file.seek(at)
-            header = file.read(_BLOCK)
-            if len(header) < _BLOCK:
-                return f"cut inside the header at byte {at}"
-            if not header.strip(b"\0"):
-                # The end: writers pad with zeros to a record (GNU tar: 10 KiB); more of them are a hole.
-                return "" if size - at <= _PADDING else f"nothing but zeros from byte {at} on"
-            length = _length(header)
-            if length is None:
-                return f"a broken header at byte {at}"
-            at += _BLOCK + -(-length // _BLOCK) * _BLOCK
-    return "" if at == size else f"cut inside a member: {size} of {at} bytes"
-
-
-_BLOCK = 512
-_PADDING = 64 << 10
-
-
-def _length(header: bytes) -> int | None:
-    """Bytes of the member behind a tar header; None where its checksum does not hold."""
-    try:
-        stated = int(header[148:156].strip(b"\0 ") or b"0", 8)
-        if sum(header) - sum(header[148:156]) + 8 * 32 != stated:
-            return None
-        field = header[124:136]
-        if field[0] & 0x80:
-            return int.from_bytes(field[1:], "big")
-        return int(field.strip(b"\0 ") or b"0", 8)
-    except ValueError:
-        return None

@@ -9,10 +9,11 @@ from typing import NamedTuple
 
 from clipa.errors import StorageError
 from clipa.registry.run_dir import sync_folder
-from clipa.storage.digest import Check, Pinned, pinned, tar_fault
+from clipa.storage.digest import Check, Pinned, pinned
 from clipa.storage.manifest import Shard
 from clipa.storage.part import Part, discard
 from clipa.storage.store import Changed, Store
+from clipa.storage.tars import tar_fault
 
 _TRIES = 3
 """Downloads of a shard whose bytes are wrong: the first, and two more."""
@@ -127,7 +128,7 @@ def _judged(store: Store, shard: Shard, part: Part, seen: Sequence[str]) -> tupl
         return wanted.kind, f"its {wanted.kind.upper()} is not {wanted.value}"
     if not shard.name.endswith(".tar") or part.size == 0:
         return "size", ""
-    fault = tar_fault(part.path)
+    fault = tar_fault(str(part.path))
     if not fault:
         return "tar", ""
     # Broken in the store, or on the way? What arrives the same twice is what lies there: the loader's matter.

@@ -40,7 +40,13 @@ class Filled(NamedTuple):
 
 
 def fill(
-    store: Store, folder: Path, shards: Sequence[Shard], tick: Tick, verify: bool = False, check: Check = "auto"
+    store: Store,
+    folder: Path,
+    shards: Sequence[Shard],
+    tick: Tick,
+    verify: bool = False,
+    check: Check = "auto",
+    present: Callable[[], None] = lambda: None,
 ) -> Filled:
     """Bring what a folder lacks. Several processes may fill one folder: they share the work.
 
@@ -51,6 +57,7 @@ def fill(
         tick: told of the progress.
         verify: hash what is there already even where a receipt says that it was verified.
         check: how a download is verified.
+        present: called when the folder is safe from removal, before anything is looked at.
 
     Raises:
         InputError: not enough space, or a shard that is not there.
@@ -59,6 +66,7 @@ def fill(
     try:
         claims = _present(folder, tick)
         try:
+            present()
             filling = _Filling(store, folder, tick, claims, check)
             lacking = filling.lacking(shards, verify)
             filling.make_room(lacking)

@@ -24,6 +24,7 @@ from clipa.spec import card, plan
 from clipa.spec.cluster import Dataset
 from clipa.storage import fast
 from clipa.storage import manifest as manifests
+from clipa.storage.cache import About, sweep, use
 from clipa.storage.dataset import require_safe
 from clipa.storage.fill import Stopped, Tick, fill
 from clipa.storage.manifest import Manifest, Shard
@@ -51,10 +52,18 @@ def stage(
     tick: Tick = lambda done, total: None,
     verify: bool = False,
     open_store: Callable[[Dataset], Store] = Store,
+    run: Path | None = None,
 ) -> Staged:
     """Bring every shard to `staged_folder(cache, manifest.digest)`; those that are there already are kept.
 
-    `verify` hashes them again, also where a receipt says that they were verified.
+    Args:
+        manifest: what to bring.
+        source: where from.
+        cache: the cache folder.
+        tick: told of the progress.
+        verify: hash what is there already, also where a receipt says that it was verified.
+        open_store: how the source is opened.
+        run: the run that needs it: nothing is removed from the cache while that lives.
 
     Raises:
         InputError: not enough space, a hostile name, or a shard that is not there.
@@ -64,8 +73,30 @@ def stage(
     for shard in manifest.shards:
         require_safe(shard.name)
     folder = manifests.staged_folder(cache, manifest.digest)
-    filled = fill(open_store(source), folder, manifest.shards, tick, verify)
+    about = About(url=manifest.url, bytes=manifest.bytes, shards=len(manifest.shards))
+    store = open_store(source)
+    filled = fill(store, folder, manifest.shards, tick, verify, present=lambda: use(folder, about, run))
+    hidden = folder / f".{manifests.MANIFEST_NAME}"
+    if not hidden.exists():
+        write_whole(hidden, manifests.encode(manifest))
     return Staged(len(manifest.shards), filled.fetched_bytes, time.monotonic() - began)
+
+
+def make_room_in_cache(cache: Path, limit: int, folder: Path, manifest: Manifest) -> None:
+    """Have the cache hold at most `limit` bytes once a manifest is in it too, as far as nobody needs the rest.
+
+    Raises:
+        InputError: the manifest alone is larger than the limit.
+    """
+    if manifest.bytes > limit:
+        raise InputError(
+            f"{manifest.bytes:,} bytes, the cache may hold {limit:,}",
+            where=manifest.url,
+            hint='raise cache_limit_gib in the cluster profile, or set access = "stream" for this dataset',
+        )
+    lacking = sum(shard.size for shard in manifest.shards if not (folder / shard.name).exists())
+    for gone in sweep(cache, limit - lacking, keep=[str(folder)]).removed:
+        print(f"removed from the cache: {gone.url}, {gone.on_disk / _MIB:.1f} MiB", file=sys.stderr, flush=True)
 
 
 class _File(plan.Record, frozen=True, kw_only=True):
@@ -73,7 +104,9 @@ class _File(plan.Record, frozen=True, kw_only=True):
     sha256: str
 
 
-def stage_weights(url: str, cache: str, tick: Tick = lambda done, total: None) -> Path:
+def stage_weights(
+    source: Dataset | str, cache: str, tick: Tick = lambda done, total: None, run: Path | None = None
+) -> Path:
     """Bring the weights and the card of a checkpoint folder at a URL to `staged_weights(cache, url)`, COMPLETE last.
 
     Raises:

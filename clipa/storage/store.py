@@ -265,6 +265,8 @@ class Store:
                 where=where,
                 hint="check the credentials (AWS_PROFILE, AWS_ACCESS_KEY_ID; anonymous = true for a public bucket)",
             )
+        if isinstance(error, NotImplementedError):
+            return InputError(f"{self.scheme}:// cannot be written", where=where, hint="copy it with clipa data stage")
         return StorageError(f"the store failed: {type(error).__name__}: {said}", where=where)
 
 

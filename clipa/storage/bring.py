@@ -1,0 +1,192 @@
+"""`python -m clipa.storage.bring`: the errands of the command line, in a process of their own (see `errand`)."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import sys
+import time
+import traceback
+from collections import Counter
+from pathlib import Path
+
+import msgspec
+
+from clipa.errors import ClipaError, InputError
+from clipa.registry.run_dir import write_whole
+from clipa.storage import cache, census, errand, fast
+from clipa.storage import manifest as manifests
+from clipa.storage.check import verify
+from clipa.storage.dataset import index, publish_manifest, require_safe
+from clipa.storage.fill import Stopped, fill
+from clipa.storage.manifest import Manifest
+from clipa.storage.receipt import Receipts
+from clipa.storage.stage import RESUMABLE, make_room_in_cache
+from clipa.storage.store import Store
+
+_EVERY_S = 0.2
+
+
+class _Teller:
+    """Says how far it is a few times a second, and leaves when it is asked to or when nobody listens any more."""
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._parent = os.getppid()
+        self._began = time.monotonic()
+        self._said = 0.0
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, _frame: object) -> None:
+        self._asked = True
+
+    def tick(self, done: int, total: int) -> None:
+        """A `Tick`."""
+        if self._asked or os.getppid() != self._parent:
+            raise Stopped
+        now = time.monotonic()
+        if total and (now - self._said >= _EVERY_S or done == total):
+            self._said = now
+            say(errand.Progress(done=done, total=total, seconds=now - self._began))
+
+
+def say(event: errand.Event) -> None:
+    """Write an event."""
+    sys.stdout.buffer.write(msgspec.json.encode(event) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def _stage(request: errand.Stage, teller: _Teller) -> None:
+    began = time.monotonic()
+    manifest = index(request.source)
+    for shard in manifest.shards:
+        require_safe(shard.name)
+    digest = manifest.digest
+    folder = Path(request.to) if request.to else manifests.staged_folder(request.cache, digest)
+    say(errand.Found(url=manifest.url, shards=len(manifest.shards), bytes=manifest.bytes, digest=digest))
+    about = cache.About(url=manifest.url, bytes=manifest.bytes, shards=len(manifest.shards))
+    if not request.to and request.limit:
+        make_room_in_cache(Path(request.cache), request.limit, folder, manifest)
+    before = Receipts(folder)
+    filled = fill(
+        fast.open_store(request.source),
+        folder,
+        manifest.shards,
+        teller.tick,
+        request.verify,
+        request.check,
+        lambda: None if request.to else cache.use(folder, about),
+    )
+    receipts = Receipts(folder)
+    how = Counter(_how(receipts, shard.name) for shard in manifest.shards if before.of(shard.name) is None)
+    _leave_manifest(folder, manifest, receipts, beside=bool(request.to))
+    say(
+        errand.Staged(
+            folder=str(folder),
+            shards=len(manifest.shards),
+            bytes=manifest.bytes,
+            fetched_bytes=filled.fetched_bytes,
+            seconds=time.monotonic() - began,
+            digest=digest,
+            verified=dict(how),
+        )
+    )
+
+
+def _how(receipts: Receipts, name: str) -> str:
+    known = receipts.of(name)
+    return known.how if known else "size"
+
+
+def _leave_manifest(folder: Path, manifest: Manifest, receipts: Receipts, beside: bool) -> None:
+    """What lies here: hidden in the cache; beside the shards in a folder of the user's, with the digests that are known
+    now, so that the copy is a dataset of its own.
+    """
+    if not beside:
+        write_whole(folder / f".{manifests.MANIFEST_NAME}", manifests.encode(manifest))
+        return
+    rows = tuple(receipts.shard(shard) for shard in manifest.shards)
+    copy = msgspec.structs.replace(manifest, shards=rows)
+    publish_manifest(Store(str(folder)), copy)
+
+
+def _index(request: errand.Index, teller: _Teller) -> None:
+    source = request.source
+    store = fast.open_store(source)
+    manifest = index(source)
+    say(errand.Found(url=manifest.url, shards=len(manifest.shards), bytes=manifest.bytes))
+    if store.scheme not in ("http", "https") and any(shard.samples is None for shard in manifest.shards):
+        names = [entry.name for entry in Store(msgspec.structs.replace(source, url=store.address)).list()]
+        manifest = census.with_stats(store, manifest, names, teller.tick)
+    read = 0
+    word = hashlib.sha256(f"{store.url} {store.pattern}".encode()).hexdigest()[:24]
+    journal = Path(request.journal) / f"{word}.jsonl"
+    if request.scan:
+        manifest, read = census.scanned(store, manifest, journal, teller.tick)
+    publish_manifest(store, manifest)
+    census.forget(journal)
+    say(
+        errand.Indexed(
+            manifest=f"{store.url}/{manifests.MANIFEST_NAME}",
+            shards=len(manifest.shards),
+            bytes=manifest.bytes,
+            samples=manifest.samples,
+            digest=manifest.digest,
+            scanned=read,
+        )
+    )
+
+
+def _verify(request: errand.Verify, teller: _Teller) -> None:
+    say(verify(Path(request.folder), teller.tick))
+
+
+def main() -> int:
+    """The exit code."""
+    try:
+        request = errand.read_request(sys.stdin.buffer.read())
+    except msgspec.MsgspecError as error:
+        print(f"not a request: {error}", file=sys.stderr)
+        return 2
+    teller = _Teller()
+    try:
+        match request:
+            case errand.Stage():
+                _stage(request, teller)
+            case errand.Index():
+                _index(request, teller)
+            case errand.Verify():
+                _verify(request, teller)
+    except Stopped:
+        return _failed(errand.Failed(what="stopped", hint="the same command goes on from here", code=RESUMABLE))
+    except BrokenPipeError:
+        return RESUMABLE
+    except ClipaError as error:
+        code = InputError.exit_code if isinstance(error, InputError) else 1
+        return _failed(
+            errand.Failed(what=error.what, where=error.where, allowed=error.allowed, hint=error.hint, code=code)
+        )
+    except OSError as error:
+        return _failed(errand.Failed(what=f"cannot write: {error.strerror or error}", where=str(error.filename or "")))
+    return 0
+
+
+def _failed(event: errand.Failed) -> int:
+    try:
+        say(event)
+    except BrokenPipeError:
+        pass
+    return event.code
+
+
+if __name__ == "__main__":
+    try:
+        code = main()
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stderr.flush()
+    # At once: threads that wait for a store that hangs would hold the process. Final names are whole at any moment.
+    os._exit(code)
