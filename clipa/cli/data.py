@@ -2,18 +2,138 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
+from clipa.cli import words
+
 app = typer.Typer(
-    help="Datasets.", epilog="Example: clipa data demo /tmp/digits", no_args_is_help=True, rich_markup_mode=None
+    help="Datasets.", epilog="Example: clipa data stage s3://bucket/shards", no_args_is_help=True, rich_markup_mode=None
 )
+
+Url = Annotated[str, typer.Argument(help="A URL, a folder, or a name that clipa.toml or the cluster profile binds.")]
+Json = Annotated[bool, typer.Option("--json", help="Print events or facts as JSON.")]
+Cluster = Annotated[
+    str | None,
+    typer.Option("--cluster", help="Whose datasets and cache are meant.", autocompletion=words.complete_cluster),
+]
+Shards = Annotated[str, typer.Option("--shards", metavar="PATTERN", help="Only these: '{00000..00127}', '0001*.tar'.")]
+Endpoint = Annotated[str, typer.Option("--endpoint", help="Of an S3 store other than AWS, or of GCS.")]
+Region = Annotated[str, typer.Option("--region", help="Of an S3 bucket.")]
+Profile = Annotated[str, typer.Option("--profile", help="Whose credentials to use, from ~/.aws.")]
+Anonymous = Annotated[bool, typer.Option("--anonymous", help="Without credentials: a public bucket.")]
+RequesterPays = Annotated[bool, typer.Option("--requester-pays", help="You pay for the traffic.")]
 
 
 @app.callback()
 def _group() -> None:
     """Datasets."""
+
+
+@app.command(epilog="Example: clipa data stage s3://bucket/laion --shards '{00000..00127}' --to /scratch/laion")
+def stage(
+    url: Url,
+    to: Annotated[str, typer.Option("--to", metavar="DIR", help="Where to; clipa's cache if not given.")] = "",
+    shards: Shards = "",
+    verify: Annotated[bool, typer.Option("--verify", help="Hash again what is there already.")] = False,
+    check: Annotated[
+        Literal["auto", "size"],
+        typer.Option("--check", help="Hold downloads against the cheapest digest there is, or against the size alone."),
+    ] = "auto",
+    endpoint: Endpoint = "",
+    region: Region = "",
+    profile: Profile = "",
+    anonymous: Anonymous = False,
+    requester_pays: RequesterPays = False,
+    cluster: Cluster = None,
+    json: Json = False,
+) -> None:
+    """Bring a dataset here, whole or not at all. Interrupted, the same command goes on."""
+    from clipa.cli import transfer
+    from clipa.storage import errand
+
+    place = transfer.place(cluster)
+    source = transfer.source(place, url, shards, endpoint, region, profile, anonymous, requester_pays)
+    request = errand.Stage(
+        source=source,
+        to=transfer.folder(to),
+        cache=str(place.cache),
+        limit=0 if to else place.limit,
+        verify=verify,
+        check=check,
+    )
+    transfer.follow(request, json)
+
+
+@app.command(epilog="Example: clipa data index s3://bucket/laion --scan")
+def index(
+    url: Url,
+    scan: Annotated[
+        bool,
+        typer.Option("--scan", help="Read the shards whose samples or digests are not known (parallel, resumable)."),
+    ] = False,
+    endpoint: Endpoint = "",
+    region: Region = "",
+    profile: Profile = "",
+    anonymous: Anonymous = False,
+    requester_pays: RequesterPays = False,
+    cluster: Cluster = None,
+    json: Json = False,
+) -> None:
+    """Write the manifest beside a dataset: shards, sizes, digests, samples."""
+    from clipa.cli import transfer
+    from clipa.storage import errand
+
+    place = transfer.place(cluster)
+    source = transfer.source(place, url, "", endpoint, region, profile, anonymous, requester_pays)
+    transfer.follow(errand.Index(source=source, scan=scan, journal=str(place.cache / "index")), json)
+
+
+@app.command(epilog="Example: clipa data verify /scratch/laion")
+def verify(folder: Annotated[str, typer.Argument(help="A folder of staged shards.")], json: Json = False) -> None:
+    """Hash every shard in a folder. Exit code 1 when one is wrong or missing."""
+    from clipa.cli import transfer
+    from clipa.storage import errand
+
+    transfer.follow(errand.Verify(folder=transfer.folder(folder)), json)
+
+
+@app.command(epilog="Example: clipa data ls")
+def ls(cluster: Cluster = None, json: Json = False) -> None:
+    """What lies in the cache, least recently used first."""
+    from clipa.cli import show, transfer
+    from clipa.storage import cache
+
+    found = cache.listing(transfer.place(cluster).cache)
+    if json:
+        show.json(found)
+    else:
+        transfer.print_listing(found)
+
+
+@app.command(epilog="Example: clipa data gc --limit 500GB --dry-run")
+def gc(
+    limit: Annotated[
+        str,
+        typer.Option(
+            "--limit", metavar="SIZE", help="Keep at most this: 500GB, 1.5TiB, 0. The profile's if not given."
+        ),
+    ] = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    cluster: Cluster = None,
+    json: Json = False,
+) -> None:
+    """Remove the least recently used from the cache, never what a live run needs."""
+    from clipa.cli import show, transfer
+    from clipa.storage import cache
+
+    place = transfer.place(cluster)
+    swept = cache.sweep(place.cache, transfer.limit(limit, place), dry_run)
+    if json:
+        show.json(swept)
+    else:
+        transfer.print_swept(swept, dry_run)
 
 
 @app.command(epilog="Example: clipa data demo s3://bucket/digits")

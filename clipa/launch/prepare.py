@@ -27,6 +27,7 @@ from clipa.spec.leave import leave
 from clipa.spec.load import LoadedRecipe
 from clipa.spec.plan import Data, EvalData, Limits, Plan, Weights, World
 from clipa.storage import manifest as manifests
+from clipa.storage.access import STREAMS, choose
 from clipa.storage.dataset import index
 from clipa.storage.manifest import Manifest
 
@@ -92,6 +93,7 @@ def prepare(request: Request) -> Prepared:
             code=provenance.code(),
             run_root=str(request.run_root),
             cache=str(request.cache),
+            cache_limit=int(cluster.cache_limit_gib * 2**30),
             name=request.name,
             seed=recipe.seed,
             parent=parent,
@@ -223,6 +225,7 @@ class _Shelf:
     def __init__(self, request: Request) -> None:
         self.bound = {**request.datasets, **{k: catalog.as_dataset(v) for k, v in request.cluster.datasets.items()}}
         self.cluster = request.cluster.name
+        self.cache_limit = int(request.cluster.cache_limit_gib * 2**30)
         self.manifests: dict[str, Manifest] = {}
         self._pinned: dict[str, Data] = {}
         self._sets: dict[str, dict[str, EvalData]] = {}
@@ -233,6 +236,13 @@ class _Shelf:
             source = self._resolve(word, where)
             manifest = index(source)
             self.manifests[manifest.digest] = manifest
+            choice = choose(source, manifest.bytes, self.cache_limit)
+            if choice.access == "stream" and not STREAMS:
+                raise ConfigError(
+                    f"the dataset would be streamed: {choice.why}",
+                    where=where,
+                    allowed='access = "stage" in this version, and a cache that it fits (cache_limit_gib)',
+                )
             self._pinned[word] = Data(
                 name=word,
                 source=source,
@@ -240,6 +250,7 @@ class _Shelf:
                 shards=len(manifest.shards),
                 bytes=manifest.bytes,
                 samples=manifest.samples,
+                access=choice.access,
             )
         return self._pinned[word]
 

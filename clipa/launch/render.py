@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from clipa.launch import runtime
 from clipa.registry.run_dir import RunDir
-from clipa.spec.plan import Plan
+from clipa.spec.plan import Data, Plan
 
 _ROOM = {"pretrain": "clipa.train", "finetune": "clipa.train", "eval": "clipa.eval"}
 RESUMABLE = 75
@@ -72,11 +72,17 @@ def describe(plans: Sequence[Plan], runs: Sequence[RunDir]) -> str:
             f"at most {plan.limits.max_attempts} attempts and {plan.limits.time_limit_minutes} minutes"
         )
         if plan.data or plan.evals:
+            lines += [f"# {data.name}: {data.access}, {data.bytes:,} bytes" for data in _datasets(plan)]
             lines.append(shlex.join(stage_argv(run, 1)))
         rank = runtime.Rank(run.id, 1, 0, "SCRATCH", ["LEASED_GPU"] * plan.world.gpus)
         command = runtime.wrap(plan.container, rank_argv(plan, run, 1), env, rank)
         lines.append(_shell(command.env, command.argv))
     return "\n".join(lines)
+
+
+def _datasets(plan: Plan) -> list[Data]:
+    used = [plan.data, *(pinned.data for pinned in plan.evals.values())]
+    return list({data.manifest: data for data in used if data}.values())
 
 
 def _shell(env: Mapping[str, str], argv: Sequence[str]) -> str:

@@ -67,7 +67,7 @@ def settle(
     phases = select_phases(recipe, what, str(loaded.path))
     init = None
     if from_word is not None:
-        init = weights.from_word(from_word, runs().statuses, run_root)
+        init = weights.from_word(from_word, runs().statuses, run_root, catalog.bound(defaults, cluster))
     elif needs_weights(recipe, phases):
         before = list(recipe.phases)[: list(recipe.phases).index(phases[0])]
         trained = [phase for phase in before if kind_of(recipe.phases[phase]) != "eval"]

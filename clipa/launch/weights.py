@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -13,19 +13,28 @@ from clipa.registry.find import find
 from clipa.registry.run_dir import RunDir
 from clipa.registry.state import RunStatus, State
 from clipa.spec import card as cards
+from clipa.spec.cluster import Dataset
 from clipa.spec.model import Model
 from clipa.spec.plan import Weights
+from clipa.storage.access import reached
 
 
-def from_word(word: str, statuses: Sequence[RunStatus], run_root: Path) -> Weights:
+def from_word(
+    word: str, statuses: Sequence[RunStatus], run_root: Path, bound: Mapping[str, Dataset] | None = None
+) -> Weights:
     """What the user gave to `--from`: a run, the path of a run or checkpoint folder, or a URL.
+
+    A URL is reached as the dataset among `bound` that lies in the same bucket, and so is a name of `bound`.
 
     Raises:
         ConfigError: a folder without a whole checkpoint, or a run that trained nothing.
         UnknownRun: no such run.
     """
+    known = bound or {}
+    if word in known and "://" in known[word].url:
+        return Weights(ref=known[word].url, source=known[word])
     if "://" in word and not word.startswith("file://"):
-        return Weights(ref=word)
+        return Weights(ref=word, source=reached(word, known))
     path = Path(word.removeprefix("file://")).expanduser()
     if path.is_dir():
         return _from_folder(path.absolute())
@@ -107,7 +116,7 @@ def _card_bytes(weights: Weights, run_root: Path) -> bytes:
     if "://" in weights.ref:
         from clipa.storage.store import Store
 
-        return Store(weights.ref).read(cards.CARD_NAME)
+        return Store(weights.source or weights.ref).read(cards.CARD_NAME)
     folder = Path(weights.ref)
     folder = folder if (folder / cards.COMPLETE_NAME).is_file() else _newest(RunDir(folder))
     try:

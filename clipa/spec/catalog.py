@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from clipa.errors import ConfigError, did_you_mean
-from clipa.spec.cluster import Dataset, Project
+from clipa.spec.cluster import Cluster, Dataset, Project
 from clipa.spec.load import load_project
 
 DEMO_RECIPE = "demo"
@@ -123,6 +123,11 @@ def defaults(start: Path) -> Defaults:
         run_root=next((_beside_folder(layer.run_root, where) for where, layer in layers if layer.run_root), ""),
         datasets=datasets,
     )
+
+
+def bound(defaults: Defaults, cluster: Cluster) -> dict[str, Dataset]:
+    """Every name of a dataset that means something here: the cluster profile's win over the project's."""
+    return {**defaults.datasets, **{name: as_dataset(value) for name, value in cluster.datasets.items()}}
 
 
 def as_dataset(value: str | Dataset) -> Dataset:

@@ -16,6 +16,9 @@ class Dataset(Struct, frozen=True, kw_only=True):
 
     `endpoint`, `region` and `profile` apply to `s3://` (`endpoint` to `gs://` too), `requester_pays` to `s3://` and
     `gs://`, `anonymous` to every object store.
+
+    `access`: `stage` copies it to the cache first, `stream` reads it from the store while training, `auto` streams what
+    does not fit the cache's limit.
     """
 
     url: str
@@ -24,6 +27,7 @@ class Dataset(Struct, frozen=True, kw_only=True):
     region: str = ""
     profile: str = ""
     requester_pays: bool = False
+    access: Literal["stage", "stream", "auto"] = "stage"
 
     def __post_init__(self) -> None:
         require(bool(self.url), "url is empty")
@@ -34,6 +38,7 @@ class Cluster(Struct, frozen=True, kw_only=True):
 
     `gpus` is "auto" (all that the machine has) or a number, 0 for CPU; one process a GPU. On a CPU: `processes` ranks.
     Both count for each of the `nodes`. `time_limit_minutes` is the local machine's; SLURM has `time` in `[slurm]`.
+    `cache_limit_gib`: what staging keeps in the cache at most, 0 for any number.
     """
 
     backend: Literal["local", "slurm"] = "local"
@@ -42,6 +47,7 @@ class Cluster(Struct, frozen=True, kw_only=True):
     run_root: str = ""
     cache: str = ""
     nodes: int = 1
+    cache_limit_gib: float = 0.0
     gpus: Literal["auto"] | int = "auto"
     processes: int = 1
     threads: int = 0
@@ -64,6 +70,7 @@ class Cluster(Struct, frozen=True, kw_only=True):
             require(self.slurm is None, 'the [slurm] table needs backend = "slurm"')
             require(self.nodes == 1, f"nodes must be 1 on the local machine, got {self.nodes}")
         require(self.gpus == "auto" or 0 <= self.gpus <= 64, f'gpus must be "auto" or 0..64, got {self.gpus}')
+        require(self.cache_limit_gib >= 0, f"cache_limit_gib must be >= 0 (0: no limit), got {self.cache_limit_gib}")
         require(1 <= self.processes <= 256, f"processes must be 1..256, got {self.processes}")
         require(0 <= self.threads <= 1024, f"threads must be 0..1024 (0: share the cores), got {self.threads}")
         require(0 <= self.loader_workers <= 128, f"loader_workers must be 0..128, got {self.loader_workers}")

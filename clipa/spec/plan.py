@@ -36,6 +36,7 @@ class Data(Record, frozen=True, kw_only=True):
     bytes: int
     samples: int | None = None
     layout: Literal["shards", "folder"] = "shards"
+    access: Literal["stage", "stream"] = "stage"
 
 
 class EvalData(Record, frozen=True, kw_only=True):
@@ -60,10 +61,14 @@ class EvalData(Record, frozen=True, kw_only=True):
 
 
 class Weights(Record, frozen=True, kw_only=True):
-    """Where a run's starting weights come from: another run's final checkpoint, or a folder by path or URL."""
+    """Where a run's starting weights come from: another run's final checkpoint, or a folder by path or URL.
+
+    `source` says how a URL is reached.
+    """
 
     ref: str
     run: str = ""
+    source: Dataset | None = None
 
     @property
     def is_run(self) -> bool:
@@ -140,6 +145,7 @@ class Plan(Record, frozen=True, kw_only=True):
     code: Code
     run_root: str
     cache: str
+    cache_limit: int = 0
     name: str = ""
     seed: int = 0
     parent: str = ""

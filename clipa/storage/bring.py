@@ -18,7 +18,7 @@ from clipa.registry.run_dir import write_whole
 from clipa.storage import cache, census, errand, fast
 from clipa.storage import manifest as manifests
 from clipa.storage.check import verify
-from clipa.storage.dataset import index, publish_manifest, require_safe
+from clipa.storage.dataset import index, listed, publish_manifest, require_safe
 from clipa.storage.fill import Stopped, fill
 from clipa.storage.manifest import Manifest
 from clipa.storage.receipt import Receipts
@@ -113,15 +113,12 @@ def _leave_manifest(folder: Path, manifest: Manifest, receipts: Receipts, beside
 
 
 def _index(request: errand.Index, teller: _Teller) -> None:
-    source = request.source
-    store = fast.open_store(source)
-    manifest = index(source)
+    store = fast.open_store(request.source)
+    manifest, names = listed(store, doubt=request.scan)
     say(errand.Found(url=manifest.url, shards=len(manifest.shards), bytes=manifest.bytes))
-    if store.scheme not in ("http", "https") and any(shard.samples is None for shard in manifest.shards):
-        names = [entry.name for entry in Store(msgspec.structs.replace(source, url=store.address)).list()]
-        manifest = census.with_stats(store, manifest, names, teller.tick)
+    manifest = census.with_stats(store, manifest, names, teller.tick)
     read = 0
-    word = hashlib.sha256(f"{store.url} {store.pattern}".encode()).hexdigest()[:24]
+    word = hashlib.sha256(store.url.encode()).hexdigest()[:24]
     journal = Path(request.journal) / f"{word}.jsonl"
     if request.scan:
         manifest, read = census.scanned(store, manifest, journal, teller.tick)

@@ -87,7 +87,9 @@ def listing(cache: Path, is_live: IsLive | None = None) -> list[Cached]:
     return sorted(found, key=lambda cached: cached.used)
 
 
-def sweep(cache: Path, limit: int, dry_run: bool = False, keep: Collection[str] = (), by: IsLive | None = None) -> Swept:
+def sweep(
+    cache: Path, limit: int, dry_run: bool = False, keep: Collection[str] = (), by: IsLive | None = None
+) -> Swept:
     """Remove the least recently used until at most `limit` bytes are left, and what earlier sweeps left half removed.
 
     Args:

@@ -40,6 +40,39 @@ def index(source: Dataset) -> Manifest:
     return Manifest(url=store.url, shards=tuple(shards))
 
 
+def listed(store: Store, doubt: bool = False) -> tuple[Manifest, list[str]]:
+    """The shards that lie in a folder now, and the names of all that lies there.
+
+    What the manifest beside them knows of a shard is kept where the shard is the same version still. A row without a
+    version cannot be told from an older one: it is kept too, unless `doubt`.
+
+    Raises:
+        InputError: no shards there, or a pattern: a manifest is of a whole folder.
+    """
+    if store.pattern:
+        raise InputError("a manifest is of a whole folder", where=f"{store.url}/{store.pattern}", allowed=store.url)
+    entries = store.list()
+    known = _beside(store)
+    shards = []
+    for entry in entries:
+        if not entry.name.endswith(".tar"):
+            continue
+        require_safe(entry.name)
+        row = Shard(name=entry.name, size=entry.size, version=entry.version, digest=entry.digest)
+        before = known.get(entry.name)
+        if (
+            before
+            and before.size == entry.size
+            and before.version == (entry.version if before.version or doubt else "")
+        ):
+            row = before
+        shards.append(row)
+    if not shards:
+        seen = ", ".join(entry.name for entry in entries[:5]) or "nothing"
+        raise InputError("no shards here", where=store.url, allowed="webdataset shards, *.tar", hint=f"found: {seen}")
+    return Manifest(url=store.url, shards=tuple(shards)), [entry.name for entry in entries]
+
+
 def _shard(store: Store, name: str, entry: Entry | None, listed: Shard | None) -> Shard:
     require_safe(name)
     where = f"{store.url}/{manifests.MANIFEST_NAME}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Literal
 
 import msgspec
@@ -118,10 +118,11 @@ class Failed(Event, frozen=True, kw_only=True, tag="failed"):
 
 
 AnyEvent = Found | Progress | Staged | Indexed | Verified | Failed
-_EVENT = msgspec.json.Decoder(AnyEvent)
+_EVENT: msgspec.json.Decoder[AnyEvent] = msgspec.json.Decoder(AnyEvent)
+_REQUEST: msgspec.json.Decoder[AnyRequest] = msgspec.json.Decoder(AnyRequest)
 
 
-def run(request: AnyRequest) -> Iterator[AnyEvent]:
+def run(request: AnyRequest) -> Generator[AnyEvent, None, None]:
     """Do an errand in a process of its own, and tell what it says. Closing the iterator ends the process.
 
     Raises:
@@ -161,4 +162,4 @@ def read_request(raw: bytes) -> AnyRequest:
     Raises:
         msgspec.MsgspecError: not a request.
     """
-    return msgspec.json.decode(raw, type=AnyRequest)
+    return _REQUEST.decode(raw)

@@ -105,15 +105,22 @@ class _File(plan.Record, frozen=True, kw_only=True):
 
 
 def stage_weights(
-    source: Dataset | str, cache: str, tick: Tick = lambda done, total: None, run: Path | None = None
+    source: Dataset | str,
+    cache: str,
+    tick: Tick = lambda done, total: None,
+    open_store: Callable[[Dataset], Store] = Store,
+    run: Path | None = None,
 ) -> Path:
     """Bring the weights and the card of a checkpoint folder at a URL to `staged_weights(cache, url)`, COMPLETE last.
+
+    Arguments are those of `stage`.
 
     Raises:
         InputError: no whole checkpoint there, or not enough space.
         StorageError: it could not be read, or is not what its COMPLETE says.
     """
-    store = Store(url)
+    source = Dataset(url=source) if isinstance(source, str) else source
+    store = Store(source)
     where = f"{store.url}/{card.COMPLETE_NAME}"
     try:
         files = msgspec.json.decode(store.read(card.COMPLETE_NAME), type=dict[str, _File])
@@ -124,7 +131,7 @@ def stage_weights(
     except msgspec.MsgspecError as error:
         raise StorageError(f"cannot be read: {error}", where=where) from error
     marker = msgspec.json.encode(wanted)
-    target = manifests.staged_weights(cache, url)
+    target = manifests.staged_weights(cache, source.url)
     complete = target / card.COMPLETE_NAME
     shards = [Shard(name=name, size=file.size, sha256=file.sha256) for name, file in wanted.items()]
     try:
@@ -134,7 +141,8 @@ def stage_weights(
         if not complete.is_file():
             for shard in shards:
                 (target / shard.name).unlink(missing_ok=True)
-        fill(store, target, shards, tick)
+        about = About(url=store.url, bytes=sum(shard.size for shard in shards), shards=len(shards))
+        fill(open_store(source), target, shards, tick, present=lambda: use(target, about, run))
         write_whole(complete, marker)
     except OSError as error:
         raise StorageError(f"cannot write: {error.strerror or error}", where=str(target)) from error
@@ -164,19 +172,25 @@ def stage_run(run: RunDir, attempt: int, writer: str = "stage") -> None:
     """Stage everything that a run reads, and record it in the event file of `writer`."""
     the_plan = _read(run.plan, plan.decode)
     stop_file = Path(os.environ.get("CLIPA_STOP_FILE") or run.stop_file(attempt))
-    wanted = {data.manifest: data for data in the_plan.datasets if data.layout == "shards"}
+    datasets = [data for data in the_plan.datasets if data.layout == "shards" and data.access == "stage"]
+    wanted = {data.manifest: data for data in datasets}
     shards = fetched = 0
     began = time.monotonic()
     for digest, data in wanted.items():
         print(f"{data.name}: {data.shards} shard(s), {data.bytes / _MIB:.1f} MiB", flush=True)
         manifest = _read(run.manifest(digest), manifests.decode)
-        staged = stage(manifest, data.source, the_plan.cache, _Reporter(stop_file), open_store=fast.open_store)
+        if the_plan.cache_limit:
+            folder = manifests.staged_folder(the_plan.cache, digest)
+            make_room_in_cache(Path(the_plan.cache), the_plan.cache_limit, folder, manifest)
+        reporter = _Reporter(stop_file)
+        staged = stage(manifest, data.source, the_plan.cache, reporter, open_store=fast.open_store, run=run.path)
         shards += staged.shards
         fetched += staged.fetched_bytes
     init = the_plan.init
     if init and not init.is_run and "://" in init.ref and not init.ref.startswith("file://"):
         print(f"weights: {redacted(init.ref)}", flush=True)
-        stage_weights(init.ref, the_plan.cache, _Reporter(stop_file))
+        source = init.source or Dataset(url=init.ref)
+        stage_weights(source, the_plan.cache, _Reporter(stop_file), open_store=fast.open_store, run=run.path)
     log = events.EventWriter(run, attempt, writer)
     log.write(events.Staged, shards=shards, fetched_bytes=fetched, seconds=time.monotonic() - began)
     log.close()

@@ -75,7 +75,7 @@ MATRIX: dict[str, list[Fault]] = {
     "slow down": ["slow", "slow"],
     "short": ["short", "short"],
     "flip": ["flip"],
-    "flip in the second": ["ok", "ok", "flip"],
+    "flip in the second": ["ok", "flip"],
     "no ranges": ["whole"],
     "all of it": ["drop", "500", "reset", "flip", "short", "slow", "refuse", "drop"],
 }

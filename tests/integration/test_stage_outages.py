@@ -203,7 +203,7 @@ def test_a_disk_that_others_fill_meanwhile(tmp_path: Path, two: Bucket, small_di
     code, _, err = call(run)
     assert (code, "No space left" in err, "Traceback" in err) == (1, True, False)
     folder = staged_folder(str(small_disk / "cache"), two.manifest.digest)
-    assert whole(folder, two.manifest) == 0
+    assert whole(folder, two.manifest) < 2
     hog.unlink()
     two.proxy.on_range = lambda number: None
     assert call(run, 2)[::2] == (0, "")

@@ -15,7 +15,8 @@ from typing import Literal
 
 Fault = Literal["ok", "drop", "reset", "refuse", "500", "503", "slow", "short", "flip", "stall", "whole"]
 """`drop`, `reset`, `stall`: half of the body, then FIN, RST or silence. `refuse`: closed without an answer. `slow`: 503
-SlowDown. `short`: half of the body under a Content-Length that says so. `flip`: one bit. `whole`: the range ignored."""
+SlowDown. `short`: half of the body under a Content-Length that says so. `flip`: one bit. `whole`: 200 and
+more than the range, as from a server that knows none."""
 
 
 class FaultProxy(ThreadingHTTPServer):
@@ -71,9 +72,8 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "refuse":
             self.close_connection = True
             return
-        headers = {k: v for k, v in self.headers.items() if fault != "whole" or k.lower() != "range"}
         try:
-            answer, data = self._upstream(body, headers)
+            answer, data = self._upstream(body, dict(self.headers.items()))
         except OSError:
             self.close_connection = True  # the server behind is down: so is the way to it
             return
@@ -91,6 +91,9 @@ class _Handler(BaseHTTPRequestHandler):
             connection.close()
 
     def _break(self, fault: Fault, status: int, headers: list[tuple[str, str]], data: bytes, length: int) -> None:
+        if fault == "whole":
+            status, data, length = 200, data + data, 2 * length
+            headers = [(k, v) for k, v in headers if k.lower() != "content-range"]
         if fault == "short":
             data, length = data[: len(data) // 2], len(data) // 2
         if fault == "flip":

@@ -1,0 +1,49 @@
+"""How a dataset is reached, and whether it is staged or streamed. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
+import msgspec
+
+from clipa.spec.cluster import Dataset
+
+STREAMS = False
+"""Whether the loader can read a dataset from its store while training. Until it can, such a plan is refused."""
+
+
+def reached(url: str, bound: Mapping[str, Dataset]) -> Dataset:
+    """A URL with the options of the bound dataset that lies in the same bucket and shares the longest beginning."""
+    near = [known for known in bound.values() if _bucket(known.url) == _bucket(url) and "://" in url]
+    if not near:
+        return Dataset(url=url)
+    return msgspec.structs.replace(max(near, key=lambda known: _shared(known.url, url)), url=url, access="stage")
+
+
+def _bucket(url: str) -> tuple[str, str]:
+    scheme, _, rest = url.partition("://")
+    return scheme, rest.partition("/")[0]
+
+
+def _shared(one: str, other: str) -> int:
+    return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
+class Choice(NamedTuple):
+    """Whether a dataset is staged or streamed, and why."""
+
+    access: Literal["stage", "stream"]
+    why: str
+
+
+def choose(source: Dataset, size: int, limit: int) -> Choice:
+    """Stage or stream a dataset of `size` bytes where the cache may hold `limit` bytes (0: any number)."""
+    if source.access != "auto":
+        return Choice(source.access, f'access = "{source.access}"')
+    gib = f"{size / 2**30:,.1f} GiB"
+    if limit and size > limit:
+        return Choice("stream", f"{gib} do not fit the cache's {limit / 2**30:,.1f} GiB")
+    return Choice(
+        "stage", f"{gib} fit the cache" + (f"'s {limit / 2**30:,.1f} GiB" if limit else ", which has no limit")
+    )
