@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Literal
@@ -30,6 +31,7 @@ from clipa.storage.claims import Claims
 KINDS: tuple[Literal["staged", "weights"], ...] = ("staged", "weights")
 _ABOUT, _USED, _PINS = ".about.json", ".used", ".pins"
 _GONE = ".evicted-"
+_TORN_S = 60.0
 _NOWHERE = ("", "memory")
 """Schemes from which nothing can be fetched again."""
 
@@ -73,7 +75,11 @@ class Swept(Record, frozen=True, kw_only=True):
 def use(folder: Path, about: About, run: Path | None = None) -> None:
     """Say that a dataset is about to be used, by a run where one is given."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / _ABOUT, msgspec.json.encode(about) + b"\n")
+    if _about(folder) != about:
+        for torn in folder.glob(f".{_ABOUT}.*.part"):  # of a writer that was killed
+            if time.time() - torn.stat().st_mtime > _TORN_S:
+                torn.unlink(missing_ok=True)
+        write_whole(folder / _ABOUT, msgspec.json.encode(about) + b"\n")
     if run is not None:
         (folder / _PINS).mkdir(exist_ok=True)
         write_whole(folder / _PINS / run.name, os.fsencode(run) + b"\n")

@@ -14,11 +14,12 @@ _BLOCK = 512
 _KEY = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)", re.DOTALL)
 """webdataset's rule: the key ends before the first dot of the base name."""
 _REGULAR = b"0\0"
-_IMAGE, _CAPTION, _LABEL = 1, 2, 4
+_IMAGE, _CAPTION, _LABEL, _TARGET = 1, 2, 4, 8
 _BIT = {
     **dict.fromkeys(IMAGES, _IMAGE),
     **dict.fromkeys(CAPTIONS, _CAPTION),
     **dict.fromkeys(LABELS, _LABEL),
+    **dict.fromkeys(TARGETS, _TARGET),
 }
 
 
@@ -60,16 +61,16 @@ class Census:
 
     @property
     def samples(self) -> int:
-        """Samples that can be used so far: with an image and a caption; where there are none, an image and a label.
+        """Samples so far with an image and a caption; where there are none, an image and a label; else a target.
 
         Raises:
             NotATar: the bytes ended inside a member.
         """
         if self._have or self._at < self._next or self._long:
             raise NotATar(f"cut at byte {self._at}")
-        found = list(self._samples.values())
-        captioned = sum(1 for bits in found if bits & _IMAGE and bits & _CAPTION)
-        return captioned or sum(1 for bits in found if bits & _IMAGE and bits & _LABEL)
+        with_image = [bits for bits in self._samples.values() if bits & _IMAGE]
+        counts = (sum(1 for bits in with_image if bits & part) for part in (_CAPTION, _LABEL, _TARGET))
+        return next((count for count in counts if count), 0)
 
     def _take(self, block: bytes) -> None:
         if self._long:

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,9 +18,10 @@ import pytest
 from clipa.spec.cluster import Dataset
 from clipa.storage.dataset import index
 from clipa.storage.manifest import Manifest, staged_folder
+from clipa.storage.store import PART
 from tests.services.faults import Fault, FaultProxy, fault_proxy
 from tests.services.s3 import client, new_bucket, s3_server
-from tests.services.stage_runs import MIB, call, content, make_run, parts, staged_event, whole
+from tests.services.stage_runs import MIB, call, content, make_run, parts, staged_event, start, whole
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = 9 * MIB
@@ -88,21 +90,47 @@ def test_faults_cost_time_and_no_byte(
         assert proxy.ranges == 2, "one stream an object: ranges of 8 MiB would be four"
 
 
-def test_an_object_that_changes_on_the_way_is_refused(
-    tmp_path: Path, server: str, shards: tuple[Dataset, Manifest], proxy: FaultProxy
-) -> None:
-    source, manifest = shards
-    bucket = source.url.split("/")[2]
+def test_after_kill_9_the_stream_goes_on_where_it_was(tmp_path: Path, server: str, proxy: FaultProxy) -> None:
+    bucket, size = new_bucket(server), 40 * MIB
+    client(server).put_object(Bucket=bucket, Key="x/0.tar", Body=content(0, size))
+    source = Dataset(url=f"s3://{bucket}/x", endpoint=proxy.url)
+    manifest = index(source)
     run = make_run(tmp_path, source, manifest)
-    proxy.faults = ["drop", "drop"]
+    folder = staged_folder(str(tmp_path / "cache"), manifest.digest)
+    proxy.faults = ["stall"]
+    process = start(run)
+    assert proxy.stalled.wait(60)
+    deadline = time.monotonic() + 30
+    while sum(part.stat().st_size for part in folder.glob(".*.part")) < 2 * PART + MIB:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    proxy.release.set()
+    assert call(run, 2)[::2] == (0, "")
+    assert whole(folder, manifest) == 1
+    assert parts(folder) == []
+    # The journal has a line every 8 MiB or a piece more.
+    assert size - 2 * PART - MIB <= staged_event(run, 2).fetched_bytes <= size - 2 * PART
+
+
+def test_an_object_that_changes_on_the_way_is_refused(tmp_path: Path, server: str, proxy: FaultProxy) -> None:
+    bucket = new_bucket(server)
+    client(server).put_object(Bucket=bucket, Key="x/0.tar", Body=content(0, SIZE))
+    source = Dataset(url=f"s3://{bucket}/x", endpoint=proxy.url)
+    manifest = index(source)
+    run = make_run(tmp_path, source, manifest)
+    proxy.faults = ["drop"]
     proxy.on_range = lambda number: (
-        client(server).put_object(Bucket=bucket, Key="x/0.tar", Body=content(5, SIZE)) if number == 3 else None
+        client(server).put_object(Bucket=bucket, Key="x/0.tar", Body=content(5, SIZE)) if number == 2 else None
     )
     code, _, err = call(run)
     assert code == 1
     assert "changed" in err
     assert "Traceback" not in err
-    whole(staged_folder(str(tmp_path / "cache"), manifest.digest), manifest)
+    folder = staged_folder(str(tmp_path / "cache"), manifest.digest)
+    assert whole(folder, manifest) == 0
+    assert parts(folder) == []
 
 
 def test_an_absent_bucket_is_said_in_our_words(

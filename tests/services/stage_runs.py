@@ -108,5 +108,6 @@ def whole(folder: Path, manifest: Manifest) -> int:
 
 
 def parts(folder: Path) -> list[str]:
-    """Part files."""
-    return [name for _, _, names in os.walk(folder) for name in names if name.endswith(".part")]
+    """Part files of shards."""
+    found = [name for _, _, names in os.walk(folder) for name in names]
+    return [name for name in found if name.endswith(".part") and not name.startswith("..")]

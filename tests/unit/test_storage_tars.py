@@ -16,7 +16,7 @@ from clipa.errors import DataError
 from clipa.storage.tars import Census, NotATar
 
 KEY = st.sampled_from(["a", "b", "dir/a", "dir.x/c", "é", "x" * 120, "y" * 300, ".hidden", ""])
-EXTENSION = st.sampled_from(["jpg", "JPG", "png", "txt", "json", "cls", "jpg.txt", "bin", ""])
+EXTENSION = st.sampled_from(["jpg", "JPG", "png", "txt", "json", "cls", "jpg.txt", "npy", "bin", ""])
 MEMBERS = st.lists(st.tuples(KEY, EXTENSION, st.integers(0, 1500)), max_size=12)
 FORMATS = [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]
 
