@@ -1,6 +1,6 @@
 # make demo: see it work.  make test: everything that can be tested on this machine.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long check format lock clean train-env test-env
+.PHONY: help demo test test-long chaos check format lock clean train-env test-env
 BIN := .venv/bin
 
 help: ## this list
@@ -17,6 +17,9 @@ test: check ## check, then all tests; what is skipped says why (about 10 minutes
 
 test-long: test-env ## the tests that take longest, compilation among them (about 2 minutes)
 	@$(BIN)/python -m pytest --quiet -m long
+
+chaos: test-env ## N random faults (50) on random small runs on a real SLURM; RESULTS=FILE goes on where it stopped
+	@$(BIN)/python -m tests.slurm.chaos --n $(or $(N),50) --results $(or $(RESULTS),chaos.jsonl)
 
 check: test-env ## format, lint, types, import contracts (half a minute)
 	@began=$$(date +%s); echo "format, lint, types, import contracts:"; \

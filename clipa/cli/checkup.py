@@ -8,23 +8,31 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
-import msgspec
-
+from clipa.errors import ConfigError
+from clipa.launch import probe
 from clipa.launch.devices import gpus
+from clipa.launch.folders import folders
+from clipa.launch.probe import Finding
 from clipa.registry.scan import scan
 from clipa.spec import catalog
+from clipa.spec.load import load_cluster
 
 _TRAINING = ("torch", "timm", "webdataset", "safetensors", "open_clip", "simplejpeg", "sklearn")
 
 
-class Finding(msgspec.Struct, frozen=True):
-    """One finding: `ok`, `note` or `bad`, what it is about, and its cure."""
+def check_cluster(word: str) -> list[Finding]:
+    """Look at a cluster profile and what its site can do.
 
-    state: Literal["ok", "note", "bad"]
-    what: str
-    cure: str = ""
+    Raises:
+        ConfigError: no such profile, or not one of SLURM.
+    """
+    settled = catalog.defaults(Path.cwd())
+    cluster = load_cluster(catalog.find_cluster(word))
+    if cluster.slurm is None:
+        raise ConfigError("not a SLURM profile", where=f"--cluster {word}", hint="clipa doctor looks at this machine")
+    run_root, _ = folders(cluster, settled.run_root)
+    return list(probe.check(cluster, run_root))
 
 
 def checkup(roots: Sequence[Path]) -> list[Finding]:

@@ -29,6 +29,26 @@ def _group() -> None:
     """Clusters."""
 
 
+@app.command(epilog="Example: clipa cluster init mine.toml")
+def init(
+    file: Annotated[str, typer.Argument(help="The profile to write.")],
+    partition: Annotated[
+        str, typer.Option("--partition", "-p", help="One of the site's; else the one with GPUs.")
+    ] = "",
+    conf: Annotated[str, typer.Option("--conf", help="SLURM_CONF of another cluster.")] = "",
+) -> None:
+    """Write a first profile of the SLURM cluster that this machine belongs to."""
+    from pathlib import Path
+
+    from clipa.launch import site
+
+    path = Path(file).expanduser()
+    path = path if path.suffix == ".toml" else path.with_name(f"{path.name}.toml")
+    text = site.profile(site.ask(conf), partition)
+    site.write_profile(path, text if not conf else text.replace("[slurm]\n", f'[slurm]\nconf = "{conf}"\n'))
+    typer.echo(f"{path}\nnext: clipa doctor --cluster {path}", err=True)
+
+
 @dev.callback()
 def _dev() -> None:
     """A real SLURM on this machine, with made-up nodes and GPUs."""

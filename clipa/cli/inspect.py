@@ -15,7 +15,7 @@ def register(app: typer.Typer) -> None:
     """Put the commands of this module at the top level."""
     app.command(epilog="Example: clipa plan demo")(plan)
     app.command(epilog="Example: clipa recipes")(recipes)
-    app.command(epilog="Example: clipa doctor")(doctor)
+    app.command(epilog="Example: clipa doctor --cluster slurm-dev")(doctor)
 
 
 def plan(
@@ -84,12 +84,20 @@ def recipes(json: Json = False) -> None:
         print(f"{name}  {loaded.recipe.description}\n    phases: {', '.join(loaded.recipe.phases)}   {loaded.path}")
 
 
-def doctor(json: Json = False) -> None:
-    """What this installation can do, and everything odd in the run roots."""
+def doctor(
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            "--cluster", "-c", help="Check a SLURM profile, on a node too.", autocompletion=words.complete_cluster
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """What this installation can do and everything odd in the run roots, or what the site of a SLURM profile can do."""
     from clipa.cli import show
-    from clipa.cli.checkup import checkup
+    from clipa.cli.checkup import check_cluster, checkup
 
-    findings = checkup(words.roots())
+    findings = checkup(words.roots()) if cluster is None else check_cluster(cluster)
     if json:
         show.json(findings)
     else:

@@ -94,9 +94,10 @@ def children_of(run: RunDir) -> list[RunDir]:
 def last_job(run: RunDir) -> str:
     """SLURM's id of the job that a run was last handed to as."""
     for attempt in reversed(run.intents()):
-        for event in events.read(run.event_file(attempt, "submit")):
-            if isinstance(event, events.Submitted) and event.scheduler == "slurm":
-                return event.job
+        said = [*events.read(run.event_file(attempt, "submit")), *events.read(run.event_file(attempt, "supervisor"))]
+        jobs = [event.job for event in said if isinstance(event, events.Submitted | events.Started) and event.job]
+        if jobs:
+            return jobs[-1]
     return ""
 
 

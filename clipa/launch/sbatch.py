@@ -12,6 +12,7 @@ import msgspec
 from clipa.registry.jobs import name_of
 from clipa.registry.run_dir import RunDir
 from clipa.spec.plan import Plan
+from clipa.spec.slurm import Slurm
 
 SIGNAL = "USR2"
 ANSWERS = ("0", "10", "11")
@@ -49,9 +50,7 @@ def directives(batch: Batch) -> dict[str, str | int]:
     site = batch.plan.slurm
     assert site is not None
     world = batch.plan.world
-    found: dict[str, str | int | bool] = {
-        name.replace("_", "-"): value for name in _PLAIN if (value := getattr(site, name)) not in ("", None)
-    }
+    found = of_site(site, world.gpus // world.nodes)
     found |= {
         "job-name": name_of(batch.plan.run, batch.attempt),
         "nodes": world.nodes,
@@ -63,18 +62,26 @@ def directives(batch: Batch) -> dict[str, str | int]:
         "requeue" if site.requeue else "no-requeue": True,
         "comment": _comment(batch, site.comment),
     }
-    if world.gpus and not site.gres:
-        found["gpus-per-node"] = ":".join(filter(None, [site.gpu_type, str(world.gpus // world.nodes)]))
-    if site.cpus:
-        found["cpus-per-task"] = site.cpus
-    if site.exclusive:
-        found["exclusive"] = True
     if avoid := ",".join(filter(None, [site.exclude, *batch.avoid])):
         found["exclude"] = avoid
     if batch.after:
         found |= {"dependency": f"afterok:{batch.after}", "kill-on-invalid-dep": "yes"}
     found |= site.directives
     return {key: "" if value is True else value for key, value in found.items() if value is not False}
+
+
+def of_site(site: Slurm, gpus: int) -> dict[str, str | int | bool]:
+    """The directives that a profile alone decides, for nodes with so many GPUs."""
+    found: dict[str, str | int | bool] = {
+        name.replace("_", "-"): value for name in _PLAIN if (value := getattr(site, name)) not in ("", None)
+    }
+    if gpus and not site.gres:
+        found["gpus-per-node"] = ":".join(filter(None, [site.gpu_type, str(gpus)]))
+    if site.cpus:
+        found["cpus-per-task"] = site.cpus
+    if site.exclusive:
+        found["exclusive"] = True
+    return found
 
 
 def _comment(batch: Batch, note: str) -> str:

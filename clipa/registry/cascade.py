@@ -19,6 +19,8 @@ from clipa.spec.job import Eval
 from clipa.spec.tokens import kept_tokens
 
 LONGEST_ETA_S = 10 * 365 * 86400.0
+DEAD_GRACE_S = 10.0
+"""Seconds after which a command that is dead has handed nothing over: a `sbatch` that it had begun may outlive it."""
 OLD_S = 10.0
 """Age at which an answer of the scheduler is no longer called the present."""
 
@@ -189,7 +191,7 @@ def _command(case: Case) -> Verdict | None:
     if intent is None:
         return None
     alive = case.alive(intent.by)
-    if alive or case.now - intent.t < GRACE_S:
+    if alive or case.now - intent.t < (DEAD_GRACE_S if alive is False else GRACE_S):
         return _on_its_way(facts, "being handed to the machine")
     if alive is None:
         return Verdict(State.UNKNOWN, f"a command on {intent.by.host} was about to submit it, no word from there since")

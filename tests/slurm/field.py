@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -40,6 +41,7 @@ class Field(Road):
     def __init__(self, folder: Path, slurm: Slurm) -> None:
         super().__init__(folder)
         self.slurm = slurm
+        self.quiet = threading.Lock()  # held while something is submitted, and while SLURM cannot take anything
 
     def profile(
         self,
@@ -101,7 +103,7 @@ class Field(Road):
         return [line for line in self.processes() if run in line]
 
 
-def until(test: Callable[[], object], what: str, seconds: float = 180.0) -> object:  # type: ignore[misc]
+def until(test: Callable[[], object], what: str, seconds: float = 600.0) -> object:  # type: ignore[misc]
     """Poll until the test is true; its answer."""
     deadline = time.monotonic() + seconds
     while not (found := test()):
