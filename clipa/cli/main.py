@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from clipa.cli import cluster, data, image, inspect, runs, submit
+from clipa.cli import cluster, data, image, inspect, plan, runs, submit
 from clipa.errors import ClipaError
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ app.add_typer(data.app, name="data")
 app.add_typer(image.app, name="image")
 app.add_typer(cluster.app, name="cluster")
 runs.register(app)
+plan.register(app)
 inspect.register(app)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import msgspec
 
 from clipa.spec.family import VOCABULARY
-from clipa.spec.job import Eval, Phase
+from clipa.spec.job import Eval, Phase, TrainPhase
 from clipa.spec.model import ImageTower, Model, TextTower
 from clipa.spec.tokens import kept_tokens
 
@@ -122,8 +122,11 @@ class PhaseBudget(msgspec.Struct, frozen=True, kw_only=True):
 
 def phase_budget(model: Model, phase: Phase) -> PhaseBudget | None:
     """The budget of a training phase; None for an evaluation."""
-    if isinstance(phase, Eval):
-        return None
+    return None if isinstance(phase, Eval) else train_budget(model, phase)
+
+
+def train_budget(model: Model, phase: TrainPhase) -> PhaseBudget:
+    """The budget of a training phase."""
     patches = (phase.image.size // model.image.patch) ** 2
     kept = kept_tokens(phase.image, model.image.patch)
     text = phase.text.tokens

@@ -39,6 +39,8 @@ class Cluster(Struct, frozen=True, kw_only=True):
     `gpus` is "auto" (all that the machine has) or a number, 0 for CPU; one process a GPU. On a CPU: `processes` ranks.
     Both count for each of the `nodes`. `time_limit_minutes` is the local machine's; SLURM has `time` in `[slurm]`.
     `cache_limit_gib`: what staging keeps in the cache at most, 0 for any number.
+    For `clipa plan`: `gpu_model` is a name of clipa.spec.hardware, or any other with `gpu_memory_gb` and `gpu_tflops`
+    (dense bf16, in 1e12 FLOP/s) beside it; `gpu_price` is in dollars for one GPU and one hour.
     """
 
     backend: Literal["local", "slurm"] = "local"
@@ -49,6 +51,10 @@ class Cluster(Struct, frozen=True, kw_only=True):
     nodes: int = 1
     cache_limit_gib: float = 0.0
     gpus: Literal["auto"] | int = "auto"
+    gpu_model: str = ""
+    gpu_memory_gb: float = 0.0
+    gpu_tflops: float = 0.0
+    gpu_price: float = 0.0
     processes: int = 1
     threads: int = 0
     loader_workers: int = 1
@@ -71,6 +77,8 @@ class Cluster(Struct, frozen=True, kw_only=True):
             require(self.nodes == 1, f"nodes must be 1 on the local machine, got {self.nodes}")
         require(self.gpus == "auto" or 0 <= self.gpus <= 64, f'gpus must be "auto" or 0..64, got {self.gpus}')
         require(self.cache_limit_gib >= 0, f"cache_limit_gib must be >= 0 (0: no limit), got {self.cache_limit_gib}")
+        for key in ("gpu_memory_gb", "gpu_tflops", "gpu_price"):
+            require(0 <= getattr(self, key) < 1e6, f"{key} must be >= 0, got {getattr(self, key)}")
         require(1 <= self.processes <= 256, f"processes must be 1..256, got {self.processes}")
         require(0 <= self.threads <= 1024, f"threads must be 0..1024 (0: share the cores), got {self.threads}")
         require(0 <= self.loader_workers <= 128, f"loader_workers must be 0..128, got {self.loader_workers}")

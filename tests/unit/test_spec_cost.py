@@ -1,0 +1,209 @@
+"""Hours, dollars, memory and cores: the formulas against torch, against the published figures, and by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+
+from clipa.errors import ConfigError
+from clipa.launch.place import place_of
+from clipa.model.clip import Clip
+from clipa.registry import calibration
+from clipa.registry.calibration import Calibration
+from clipa.spec import budget, catalog, cost
+from clipa.spec.cluster import Cluster
+from clipa.spec.cost import Cost, Place
+from clipa.spec.family import FAMILIES, FamilyName
+from clipa.spec.hardware import GPUS, gpu_named, gpu_of
+from clipa.spec.job import TrainPhase
+from clipa.spec.load import LoadedRecipe, load_cluster, load_recipe
+from clipa.spec.model import ImageTower, Model, TextTower
+from clipa.spec.points import reported
+
+A100 = Place(cluster="a100", gpus=8, gpu=GPUS["A100-80GB"], price=1.575)
+RECIPES = [name for name in catalog.recipes() if name.startswith(("clipa", "scaling"))]
+
+
+def _priced(name: str, place: Place = A100, **more: object) -> tuple[LoadedRecipe, Cost]:
+    loaded = load_recipe(catalog.find_recipe(name))
+    return loaded, cost.cost(loaded.recipe, place, loaded.about.datasets, **more)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("bf16", [True, False])
+@pytest.mark.parametrize("family", ["v1", "v2"])
+def test_activations_are_what_autograd_keeps(family: FamilyName, bf16: bool) -> None:
+    own = FAMILIES[family]
+    model = Model(
+        embed_dim=32,
+        family=family,
+        image=ImageTower(patch=4, width=128, layers=4, heads=2, pool=own.pools[0]),
+        text=TextTower(width=64, layers=4, heads=2, mlp_ratio=3.0, tokenizer=own.tokenizer),
+    )
+    shorter = msgspec.structs.replace(
+        model,
+        image=msgspec.structs.replace(model.image, layers=1),
+        text=msgspec.structs.replace(model.text, layers=1),
+    )
+    size, tokens, samples = 16, 8, 32
+    more, less = (_kept_by_autograd(m, size, tokens, samples, bf16) for m in (model, shorter))
+    for tower, count, at in ((model.image, 17, 0), (model.text, tokens, 1)):
+        expected = samples * cost.activation_bytes(tower, count, bf16) * 3 / 4
+        assert more[at] - less[at] == pytest.approx(expected, rel=0.02)
+
+
+def _kept_by_autograd(model: Model, size: int, tokens: int, samples: int, bf16: bool) -> tuple[int, int]:
+    """Bytes that the image and the text tower keep for the backward pass, parameters and their copies left out."""
+    clip = Clip(model, size, tokens, "learnable")
+    parameters = {p.shape for p in clip.parameters()} | {p.T.shape for p in clip.parameters() if p.ndim == 2}
+    kept: dict[int, torch.Tensor] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.shape not in parameters:
+            kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)
+        return tensor
+
+    with (
+        torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16),
+        saved_tensors_hooks(pack, lambda tensor: tensor),
+    ):
+        clip.encode_image(torch.randn(samples, 3, size, size))
+        image = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+        clip.encode_text(torch.full((samples, tokens), 5))
+    return image, sum(tensor.untyped_storage().nbytes() for tensor in kept.values()) - image
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_fits_the_machine_that_its_header_names(name: str) -> None:
+    loaded, priced = _priced(name)
+    for word, phase in priced.phases.items():
+        assert phase.memory_bytes < 80e9, f"{word} needs {phase.memory_bytes / 1e9:.1f} GB"
+        settings = loaded.recipe.phases[word]
+        assert isinstance(settings, TrainPhase)
+        local = settings.batch // 8
+        assert settings.batch % 8 == 0
+        assert local % phase.micro_batch == 0, f"{word}: {local} samples are not whole passes of {phase.micro_batch}"
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_published_hours_are_within_reach_of_the_formula(name: str) -> None:
+    loaded, priced = _priced(name)
+    for published in reported(loaded):
+        share = cost.implied_mfu(priced, published)
+        assert share is None or 0.17 < share < 0.285, (published.after, share)
+
+
+def test_hours_and_dollars_by_hand() -> None:
+    _, priced = _priced("clipa-l16-i37-t8")
+    pretrain = priced.phases["pretrain"]
+    rate = 0.25 * 312e12 / pretrain.budget.flops_per_sample
+    assert pretrain.gpu_hours == pytest.approx(2_444_001_280 / rate / 3600)
+    assert pretrain.hours == pytest.approx(pretrain.gpu_hours / 8)
+    assert pretrain.dollars == pytest.approx(pretrain.gpu_hours * 1.575)
+    assert priced.gpu_hours == pytest.approx(sum(p.gpu_hours or 0 for p in priced.phases.values()))
+    assert priced.shard_bytes == {"laion400m": 407_332_084 * 25_000}
+    assert pretrain.checkpoint_bytes == 12 * pretrain.budget.params * 3  # two kept, and one being written
+    assert pretrain.loader_cores == pytest.approx(8 * rate * 0.66e-3, abs=1.1)  # training-peers: 6 for 8 A100
+
+
+def test_memory_falls_with_the_micro_batch_and_the_tokens() -> None:
+    bytes_of = {}
+    for words in ([], ["phases.pretrain.micro_batch=512"], ["phases.pretrain.image.tokens=16"]):
+        changed = [*words, "phases.pretrain.image.size=0"] if "tokens=16" in "".join(words) else words
+        loaded = load_recipe(catalog.find_recipe("clipa-l16-i37-t8"), changed)
+        bytes_of[" ".join(words)] = cost.cost(loaded.recipe, A100, {}).phases["pretrain"].memory_bytes
+    full, fewer, shorter = bytes_of.values()
+    tower = ImageTower(patch=16, width=1024, layers=24, heads=16)
+    assert max(fewer, shorter) < full
+    assert full - shorter > 1024 * cost.activation_bytes(tower, 20, bf16=True)
+
+
+def _measured(rate: float, tokens: int = 36, gpu: str = "NVIDIA A100-SXM4-80GB", t: float = 1.0) -> Calibration:
+    recipe = load_recipe(catalog.find_recipe("clipa-l16-i37-t8")).recipe
+    return Calibration(
+        t=t, gpu=gpu, gpus=8, model=recipe.model, patches=tokens, image_tokens=tokens, text_tokens=8,
+        micro_batch=1024, samples_per_s=rate * 8,
+    )  # fmt: skip
+
+
+def test_a_measured_rate_goes_before_an_assumed_one() -> None:
+    for here in ([_measured(1500.0)], [_measured(1.0, t=0.0), _measured(1500.0)]):
+        _, priced = _priced("clipa-l16-i37-t8", measured=here)
+        rate = priced.phases["pretrain"].rate
+        assert rate is not None
+        assert (rate.samples_per_s, rate.measured, rate.source) == (1500.0, True, "measured")
+        tune = priced.phases["finetune"].rate  # other tokens: the share of the peak that was measured
+        assert tune is not None
+        assert tune.mfu == pytest.approx(rate.mfu)
+        assert "36 image tokens" in tune.source
+
+
+def test_the_measurement_nearest_in_flops_counts() -> None:
+    _, priced = _priced("clipa-l16-i37-t8", measured=[_measured(500.0, 16), _measured(400.0, 144)])
+    rates = [phase.rate for phase in priced.phases.values()]
+    assert [("16" in r.source, "144" in r.source) for r in rates if r] == [(True, False), (False, True)]
+
+
+def test_measurements_elsewhere_do_not_count_and_an_asked_share_goes_first() -> None:
+    _, priced = _priced("clipa-l16-i37-t8", measured=[_measured(9e9, gpu="NVIDIA H100 80GB HBM3")])
+    assert {p.rate.source for p in priced.phases.values() if p.rate} == {"assumed"}
+    _, priced = _priced("clipa-l16-i37-t8", measured=[_measured(9e9)], mfu=0.4)
+    assert {p.rate.mfu for p in priced.phases.values() if p.rate} == {0.4}
+
+
+def test_without_a_gpu_no_hour_is_made_up() -> None:
+    _, priced = _priced("clipa-l16-i37-t8", Place(cluster="local", gpus=0))
+    assert (priced.gpu_hours, priced.hours, priced.dollars) == (None, None, None)
+    assert all(p.rate is None and p.loader_cores is None for p in priced.phases.values())
+
+
+def test_calibrations_are_read_back_and_what_is_broken_is_passed_over(tmp_path: Path) -> None:
+    calibration.write(tmp_path, _measured(2.0, t=2.0))
+    written = calibration.write(tmp_path, _measured(1.0, t=1.0))
+    (written.parent / "broken.json").write_text("{")
+    (written.parent / "foreign.json").write_text("[1]")
+    (written.parent / "zero.json").write_bytes(msgspec.json.encode(_measured(0.0)))
+    assert [m.samples_per_s for m in calibration.read([tmp_path, tmp_path / "gone"])] == [8.0, 16.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [
+        ("NVIDIA A100-SXM4-80GB", "A100-80GB"),
+        ("NVIDIA A100 80GB PCIe", "A100-80GB"),
+        ("NVIDIA A100-SXM4-40GB", "A100-40GB"),
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("NVIDIA H100 PCIe", "H100-PCIe"),
+        ("NVIDIA H100 NVL", "H100-NVL"),
+        ("NVIDIA H200", "H200"),
+        ("NVIDIA L40S", "L40S"),
+        ("NVIDIA GeForce RTX 3080", None),
+    ],
+)
+def test_gpus_by_the_names_that_drivers_give(name: str, model: str | None) -> None:
+    found = gpu_named(name)
+    assert (found.model if found else None) == model
+
+
+def test_a_gpu_that_is_not_in_the_table_needs_its_numbers() -> None:
+    with pytest.raises(ConfigError, match="H100-PCIe") as refused:
+        gpu_of(Cluster(name="x", gpu_model="H10"))
+    assert refused.value.exit_code == 2
+    own = gpu_of(Cluster(name="x", gpu_model="B300", gpu_memory_gb=288, gpu_tflops=2500))
+    assert own is not None
+    assert (own.memory_gb, own.tflops) == (288, 2500)
+
+
+def test_the_example_profile_is_the_papers_machine() -> None:
+    assert place_of(load_cluster(catalog.find_cluster("a100"))) == A100
+
+
+def test_a_budget_is_the_same_by_both_doors() -> None:
+    recipe = load_recipe(catalog.find_recipe("clipa-b16-i50-t16")).recipe
+    phase = recipe.phases["pretrain"]
+    assert isinstance(phase, TrainPhase)
+    assert budget.phase_budget(recipe.model, phase) == budget.train_budget(recipe.model, phase)
+    assert budget.phase_budget(recipe.model, recipe.phases["eval"]) is None
