@@ -179,6 +179,23 @@ def print_points(loaded: LoadedRecipe, priced: Sequence[tuple[Point, Cost]], out
     out.print(_grid(lines, word="dim", text="dim"))
 
 
+def print_grid(points: Sequence[tuple[str, ...]], priced: Sequence[Cost], out: Console | None = None) -> None:
+    """The points of a sweep, and what each costs."""
+    out = out or show.console()
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", show_edge=False, collapse_padding=True)
+    for title in ("point", "image tokens", "train FLOPs", "GPU-h", "dollars"):
+        table.add_column(title, justify="left" if title == "point" else "right", no_wrap=True)
+    for point, c in zip(points, priced, strict=True):
+        tokens = " > ".join(str(phase.budget.image_tokens) for phase in c.phases.values())
+        words = "\n".join(word.removeprefix("phases.") for word in point)
+        table.add_row(words, tokens, power(c.flops), _number(c.gpu_hours), _number(c.dollars))
+    total = power(sum(c.flops for c in priced))
+    hours, dollars = sum_of([c.gpu_hours for c in priced]), sum_of([c.dollars for c in priced])
+    table.add_section()
+    table.add_row(f"{len(points)} points", "", total, _number(hours), _number(dollars))
+    out.print(table)
+
+
 _POINT = ("changed", "after", "MACs", "said", "GPU-h", "said", "top-1")
 
 

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from clipa.cli import cluster, data, image, inspect, plan, runs, submit
+from clipa.cli import cluster, data, image, inspect, plan, runs, submit, sweep
 from clipa.errors import ClipaError
 
 app = typer.Typer(
@@ -29,6 +29,7 @@ app.add_typer(image.app, name="image")
 app.add_typer(cluster.app, name="cluster")
 runs.register(app)
 plan.register(app)
+sweep.register(app)
 inspect.register(app)
 
 

@@ -8,11 +8,13 @@ from typing import Annotated
 
 import typer
 
-from clipa.cli import words
+from clipa.cli import plot, words
 
 group = typer.Typer(
     help="What has run.", epilog="Example: clipa runs list", no_args_is_help=True, rich_markup_mode=None
 )
+
+plot.register(group)
 
 Runs = Annotated[
     list[str] | None,

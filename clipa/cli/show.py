@@ -136,6 +136,8 @@ def plan_text(plans: Sequence[Plan]) -> str:
     lines = []
     for plan in plans:
         lines.append(f"{plan.run}: {plan.kind} of {plan.recipe} on {plan.cluster}")
+        if plan.point:
+            lines.append(f"  point {', '.join(plan.point)}")
         if plan.init:
             lines.append(f"  starts from {plan.init.ref}")
         for data in plan.datasets:

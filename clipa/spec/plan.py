@@ -127,7 +127,7 @@ class Plan(Record, frozen=True, kw_only=True):
 
     `run` is the id of the run, `group` the id shared by all phases that were submitted together, `phase` the phase's
     name in the recipe. `parent` is the run that must be DONE first. `steps` and `warmup_steps` are the phase's
-    budget in optimizer steps (0 for an evaluation).
+    budget in optimizer steps (0 for an evaluation). `point` is what a sweep changed for this run, as `--set` takes it.
     """
 
     run: str
@@ -157,6 +157,7 @@ class Plan(Record, frozen=True, kw_only=True):
     env: dict[str, str] = {}
     slurm: Slurm | None = None
     container: Pinned | None = None
+    point: tuple[str, ...] = ()
     schema: int = SCHEMA
 
     @property
