@@ -1,4 +1,6 @@
-"""Weights on disk: whole checkpoints, verified, and the model that they belong to. The one door to safetensors."""
+"""Weights on disk: whole checkpoints, verified, and the model that they belong to. The one door to safetensors, and to
+torch's own files.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,15 @@ def resolve(plan: Plan, weights: Weights) -> Found:
         return _newest(RunDir(Path(plan.run_root) / weights.run))
     if "://" in weights.ref and not weights.ref.startswith("file://"):
         return verify(staged_weights(plan.cache, weights.ref))
-    path = Path(weights.ref.removeprefix("file://"))
+    return found_at(Path(weights.ref.removeprefix("file://")))
+
+
+def found_at(path: Path) -> Found:
+    """The checkpoint in a folder, which may be a checkpoint's or a run's, verified.
+
+    Raises:
+        TrainError: it is not there, or not whole.
+    """
     return verify(path) if (path / cards.COMPLETE_NAME).is_file() else _newest(RunDir(path))
 
 
@@ -88,6 +98,26 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         return dict(safetensors.torch.load_file(path))
     except (OSError, safetensors.SafetensorError) as error:
         raise TrainError(f"the tensors cannot be read: {error}", where=str(path)) from error
+
+
+def read_torch(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a torch file, or of its `state_dict`. Only tensors are unpickled: nothing in it can run.
+
+    Raises:
+        TrainError: not such a file, or one that holds more than tensors.
+    """
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle, zip and torch have dozens
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise TrainError(
+            f"the file holds more than tensors, or is broken: {reason}", where=str(path),
+            hint="clipa unpickles nothing else: save the weights as .safetensors where you trust the file",
+        ) from error  # fmt: skip
+    loaded = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
+    if not isinstance(loaded, dict) or not all(isinstance(weight, torch.Tensor) for weight in loaded.values()):
+        raise TrainError("the file holds no weights by name", where=str(path), hint="it must be a state_dict")
+    return {str(name): weight for name, weight in loaded.items()}
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:

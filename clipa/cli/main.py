@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from clipa.cli import cluster, data, image, inspect, plan, runs, submit, sweep
+from clipa.cli import cluster, convert, data, image, inspect, plan, runs, submit, sweep
 from clipa.errors import ClipaError
 
 app = typer.Typer(
@@ -31,6 +31,7 @@ runs.register(app)
 plan.register(app)
 sweep.register(app)
 inspect.register(app)
+convert.register(app)
 
 
 def _version(wanted: bool) -> None:

@@ -7,7 +7,9 @@ counts the longest word in bytes, and mends no mojibake and no HTML entities.
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -99,6 +101,28 @@ class WordPiece(WordTokenizer):
         self._pieces.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         self._pieces.add_special_tokens(list(SPECIAL))
         self._clean: Callable[[str], str] = open_clip_file("tokenizer.py").get_clean_fn("whitespace")
+
+    def save(self, folder: Path) -> None:
+        """Write the files with which open_clip's HFTokenizer, with `strip_sep_token`, gives the rows of this one.
+
+        `vocab.txt` is enough for transformers' own BertTokenizer, which ends a row with [SEP]. The published rows have
+        no end: `tokenizer.json` says so.
+        """
+        from tokenizers import Tokenizer, processors
+
+        shutil.copyfile(self.path, folder / FILE)
+        settings = {
+            "do_lower_case": True,
+            "tokenizer_class": "BertTokenizer",
+            **{f"{name.strip('[]').lower()}_token": name for name in SPECIAL},
+        }
+        if self.end is None:
+            pieces = Tokenizer.from_str(self._pieces.to_str())
+            pieces.post_processor = processors.TemplateProcessing(single="[CLS] $A", special_tokens=[("[CLS]", START)])
+            pieces.save(str(folder / "tokenizer.json"))
+            settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2))
+        (folder / "config.json").write_text(json.dumps({"model_type": "bert"}))
 
     def _cleaned(self, text: str) -> str:
         return text if is_plain(text) else self._clean(text)

@@ -69,7 +69,15 @@ class Clip(nn.Module):
             self.logit_scale.clamp_(0.0, math.log(self.max_scale))
 
     def load(self, weights: Mapping[str, torch.Tensor]) -> None:
-        """Take weights that were trained at another image size or text length: positions are resized.
+        """Take weights that were trained at another image size or text length, see `fitted`.
+
+        Raises:
+            TrainError: the weights are of another model.
+        """
+        self.load_state_dict(self.fitted(weights))
+
+    def fitted(self, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Weights of another image size or text length for this model's: positions are resized.
 
         Image positions follow the family's rule (ImageEncoder.fitted); a fixed table becomes the start of a learnable
         one, and is trained from there. Text positions are interpolated (TextEncoder.fitted). Weights of another loss
@@ -91,7 +99,7 @@ class Clip(nn.Module):
         for name, weight in fitted.items():
             if weight.shape != own[name].shape:
                 raise TrainError(f"{name} is {list(weight.shape)}, the model's is {list(own[name].shape)}")
-        self.load_state_dict(fitted)
+        return fitted
 
 
 def _unit(features: torch.Tensor) -> torch.Tensor:

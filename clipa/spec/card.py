@@ -26,7 +26,8 @@ COMPLETE_NAME = "COMPLETE"
 class Card(Record, frozen=True, kw_only=True):
     """Model and inputs that the weights were trained with. `image_size` in pixels, `text_tokens` with start and end.
 
-    `loss` says how logits are made: the weights of `sigmoid` hold a bias beside the scale.
+    `loss` says how logits are made: the weights of `sigmoid` hold a bias beside the scale. `origin`: the file that
+    converted weights come from.
     """
 
     model: Model
@@ -38,6 +39,7 @@ class Card(Record, frozen=True, kw_only=True):
     loss: Literal["softmax", "sigmoid"] = "softmax"
     run: str = ""
     step: int = 0
+    origin: str = ""
     schema: int = SCHEMA
 
 
@@ -72,18 +74,32 @@ def require_same_model(wanted: Model, found: Model, where: str) -> None:
     """Refuse weights of another model before anything is queued.
 
     Raises:
-        ConfigError: naming the first field that differs, with both values.
+        ConfigError: naming the first field that differs, with both values and the cure.
     """
-    left, right = msgspec.to_builtins(wanted), msgspec.to_builtins(found)
-    for tower in ("family", "embed_dim", "image", "text"):
-        a, b = left[tower], right[tower]
-        if a == b:
-            continue
-        key = tower
-        if isinstance(a, dict):
-            key, a, b = next((f"{tower}.{k}", a[k], b[k]) for k in a if a[k] != b[k])
-        raise ConfigError(
-            f"the starting weights are of another model: {key} is {b}, the recipe's model has {a}",
-            where=where,
-            hint="start from weights of the same model, or change [model] in the recipe",
-        )
+    left, right = _fields(wanted), _fields(found)
+    for key, value in left.items():
+        if right[key] != value:
+            raise ConfigError(
+                f"the starting weights are of another model: {key} is {right[key]}, the recipe's model has {value}",
+                where=where,
+                hint=_cure(key, wanted, found, where),
+            )
+
+
+def _fields(model: Model) -> dict[str, object]:
+    """Every field by its key in a recipe; mlp_ratio as that of the hidden width it makes."""
+    found: dict[str, object] = {"family": model.family, "embed_dim": model.embed_dim}
+    for name, tower in (("image", model.image), ("text", model.text)):
+        table = {f"{name}.{field}": getattr(tower, field) for field in tower.__struct_fields__}
+        found |= table | {f"{name}.mlp_ratio": round(int(tower.width * tower.mlp_ratio) / tower.width, 4)}
+    return found
+
+
+def _cure(key: str, wanted: Model, found: Model, where: str) -> str:
+    own, other = wanted.traits, found.traits
+    if key != "family":
+        return f"--set model.{key}={_fields(found)[key]} makes the recipe's model that of the weights, if you want that"
+    if (own.norm_pre, own.vocabulary) == (other.norm_pre, other.vocabulary):
+        folder = where if "/" in where and "://" not in where else "CHECKPOINT"
+        return f"clipa convert {folder} NEW_FOLDER --to clipa --family {wanted.family}, then --from NEW_FOLDER"
+    return f"families are not mixed: give weights of {wanted.family}, or a recipe whose model.family is {found.family}"

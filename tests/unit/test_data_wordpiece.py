@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
-import string
 from pathlib import Path
 
 import pytest
@@ -15,27 +13,13 @@ from hypothesis import strategies as st
 
 from clipa.data.open_clip_file import open_clip_file
 from clipa.data.tokenizer import tokenizer
-from clipa.data.wordpiece import ENTRIES, SPECIAL, VARIABLE, WordPiece, find_vocabulary, read_vocabulary
+from clipa.data.wordpiece import VARIABLE, WordPiece, find_vocabulary, read_vocabulary
 from clipa.errors import ConfigError
 from tests.captions import captions
+from tests.vocabulary import made_vocabulary
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "bert-uncased-vocab.txt"
 REAL = Path(os.environ.get(VARIABLE) or SHARED)
-
-
-def made_vocabulary() -> str:
-    """30,522 entries: the special ones in their places, letters, signs, and made-up pieces."""
-    chance = random.Random(3)
-    entries = {f"[unused{number}]": None for number in range(104)}
-    places = list(entries)
-    for entry, number in SPECIAL.items():
-        places[number] = entry
-    signs = string.ascii_lowercase + string.digits + string.punctuation + "éäßаб東猫"
-    pieces = dict.fromkeys([*places, *signs, *("##" + sign for sign in signs)])
-    while len(pieces) < ENTRIES:
-        word = "".join(chance.choices(string.ascii_lowercase[:12] + "eeaaoois", k=chance.randint(2, 5)))
-        pieces["##" + word if chance.random() < 0.4 else word] = None
-    return "\n".join(pieces) + "\n"
 
 
 @pytest.fixture(scope="module", params=["made", "real"])

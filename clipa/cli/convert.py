@@ -1,0 +1,52 @@
+"""`clipa convert`: a thin entry, the work needs torch."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from clipa.errors import InputError
+
+
+def convert(
+    source: Annotated[str, typer.Argument(help="A run, a checkpoint, a folder or file of open_clip, a JAX .npz.")],
+    folder: Annotated[str, typer.Argument(help="Where to write; must not exist.")],
+    to: Annotated[str, typer.Option("--to", help="clipa or open_clip; default: the other one.")] = "",
+    model: Annotated[str, typer.Option("--model", help="open_clip's configuration of a file, by name or .json.")] = "",
+    family: Annotated[str, typer.Option("--family", help="Compute a v2 model as v2 or as v2-open_clip.")] = "",
+    pool: Annotated[str, typer.Option("--pool", help="How the image tower of an .npz pools.")] = "",
+    image_size: Annotated[int, typer.Option("--image-size", help="Pixels; positions by the family's rule.")] = 0,
+    text_tokens: Annotated[int, typer.Option("--text-tokens", help="Text length; positions likewise.")] = 0,
+    json: Annotated[bool, typer.Option("--json", help="Print what was written as JSON.")] = False,
+) -> None:
+    """Convert weights: from open_clip or CLIPA's JAX code to a checkpoint, and from a checkpoint to open_clip."""
+    import subprocess
+    import sys
+
+    options = {"--to": to, "--model": model, "--family": family, "--pool": pool,
+               "--image-size": image_size, "--text-tokens": text_tokens}  # fmt: skip
+    words = [word for name, value in options.items() if value for word in (name, str(value))]
+    argv = [sys.executable, "-m", "clipa.model.convert", _place(source), folder, *words, *(["--json"] if json else [])]
+    raise typer.Exit(subprocess.run(argv, check=False).returncode)
+
+
+def _place(source: str) -> str:
+    """The path of a source: itself, or the folder of the run that the word means."""
+    import os
+    from pathlib import Path
+
+    from clipa.cli import words
+
+    path = Path(source).expanduser()
+    if path.exists() or os.sep in source or path.suffix:
+        return str(path)
+    trained = [status for status in words.chosen([source], words.everything().statuses) if status.kind != "eval"]
+    if not trained:
+        raise InputError("that run trained nothing", where=source, hint="give a pretrain or finetune run")
+    return str(Path(trained[-1].root) / trained[-1].run)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command(epilog="Example: clipa convert open_clip_model.safetensors /tmp/l14 --model ViT-L-14-CLIPA")(convert)
