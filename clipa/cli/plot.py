@@ -38,8 +38,9 @@ def plot(
     if out is not None:
         picture.require_format(out, FORMATS)
     scan = words.everything()
-    found = curves(words.chosen(groups, scan.statuses), scan.facts, on)
-    picture.require_marks(found, groups, on)
+    chosen = words.chosen(groups, scan.statuses)
+    found = curves(chosen, scan.facts, on)
+    picture.require_marks(found, chosen, groups, on)
     marks = [*found.marks, *picture.published({scan.facts[m.run].plan.recipe for m in found.marks}, found)]
     if out is not None:
         picture.draw(_scene(marks, groups), out)

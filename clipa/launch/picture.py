@@ -10,10 +10,11 @@ from pathlib import Path
 
 import msgspec
 
-from clipa.errors import ConfigError, InputError, MissingPart
+from clipa.errors import ConfigError, InputError, MissingPart, did_you_mean
 from clipa.registry.curves import Curves, Mark, reported
 from clipa.registry.picture import Scene, to_svg
 from clipa.registry.run_dir import write_whole
+from clipa.registry.state import RunStatus
 from clipa.spec import catalog
 from clipa.spec.budget import train_budget
 from clipa.spec.job import TrainPhase
@@ -37,20 +38,21 @@ def require_format(out: Path, formats: Sequence[str]) -> None:
                           hint="an .svg needs nothing; or: pip install 'clipa[train]'")  # fmt: skip
 
 
-def require_marks(found: Curves, groups: Sequence[str], on: str) -> None:
+def require_marks(found: Curves, statuses: Sequence[RunStatus], groups: Sequence[str], on: str) -> None:
     """Refuse to draw nothing.
 
     Raises:
-        InputError: no run of these groups has a score.
+        InputError: no run of these groups has a score, or none on the set `on`.
     """
-    if not found.marks:
-        what = f"a score of {on!r}" if on else "a score"
-        raise InputError(
-            f"no run has {what} yet",
-            where=", ".join(groups),
-            allowed="; ".join(found.left_out[:6]),
-            hint=f"clipa status {groups[0]}",
-        )
+    if found.marks:
+        return
+    sets = sorted({score.set for status in statuses for score in status.scores})
+    raise InputError(
+        f"no run has a score on {on!r}" if on else "no run has a score yet",
+        where=", ".join(groups),
+        allowed=", ".join(sets),
+        hint=(did_you_mean(on, sets) if on else "") or f"clipa status {groups[0]}",
+    )
 
 
 def published(recipes: Iterable[str], found: Curves) -> list[Mark]:

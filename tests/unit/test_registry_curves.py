@@ -159,8 +159,10 @@ def test_one_point_and_equal_points_are_drawn_too(points: tuple[tuple[float, flo
 def test_nothing_to_draw_is_refused() -> None:
     with pytest.raises(ValueError, match="no point"):
         chart("t", "b", "x", "y", [])
-    with pytest.raises(InputError, match="no run has a score of 'x'"):
-        files.require_marks(Curves(marks=(), left_out=("a RUNNING",)), ["g"], "x")
+    status = reduce(_facts("a", _score(1)), lambda _: None, None, 1.0)
+    for on, said in (("sett", 'did you mean "set"'), ("", "no run has a score yet")):
+        with pytest.raises(InputError, match=said):
+            files.require_marks(Curves(marks=()), [status], ["g"], on)
 
 
 def test_files_that_cannot_be_drawn_are_refused_before_anything_is_read(tmp_path: Path) -> None:
