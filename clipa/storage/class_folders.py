@@ -15,6 +15,8 @@ from clipa.spec.cluster import Dataset
 from clipa.storage.manifest import Manifest, Shard
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
+_LOOKED_AT = 20
+"""Folders that are looked into to tell classes from splits and shards: to list all of ImageNet takes minutes."""
 
 
 def local_folder(source: Dataset) -> Path | None:
@@ -27,15 +29,32 @@ def local_folder(source: Dataset) -> Path | None:
 
 
 def class_names(root: Path) -> list[str]:
-    """Names of the folders below a root, sorted; hidden ones are none."""
-    with os.scandir(root) as entries:
-        return sorted(each.name for each in entries if each.is_dir() and not each.name.startswith("."))
+    """Names of the folders below a root, sorted; hidden ones are none.
+
+    Raises:
+        InputError: the folder cannot be read, or a name that no class can have.
+    """
+    names = sorted(each.name for each in _entries(root) if each.is_dir() and not each.name.startswith("."))
+    if odd := next((name for name in names if not name.isprintable()), None):
+        raise InputError(f"a class folder called {odd!r}", where=str(root), allowed="names of printable characters")
+    return names
 
 
 def looks_like_classes(root: Path) -> bool:
-    """Whether images lie in folders below a root, and no shards."""
-    names = class_names(root)
-    return bool(names) and any(path.suffix.lower() in SUFFIXES for path in (root / names[0]).iterdir())
+    """Whether images lie in folders below a root.
+
+    Raises:
+        InputError: they lie one level deeper, so that the folders are splits, not classes.
+    """
+    names = class_names(root)[:_LOOKED_AT]
+    if any(_has_images(root / name) for name in names):
+        return True
+    for name in names:
+        if any(_has_images(root / name / inner) for inner in class_names(root / name)[:_LOOKED_AT]):
+            raise InputError(
+                f"the class folders lie one level deeper, in {name}", where=str(root), hint=f"give {root / name}"
+            )
+    return False
 
 
 def images(root: Path, name: str) -> list[tuple[str, int]]:
@@ -46,21 +65,36 @@ def images(root: Path, name: str) -> list[tuple[str, int]]:
     """
     found = []
     where = root / name
-    with os.scandir(where) as entries:
-        for each in entries:
-            if each.name.startswith("."):
-                continue
-            if not each.is_file() or Path(each.name).suffix.lower() not in SUFFIXES:
-                raise InputError(
-                    f"{each.name} in a class folder is no image",
-                    where=str(where),
-                    allowed=", ".join(SUFFIXES),
-                    hint="move it away, or give the folder whose folders are the classes",
-                )
-            found.append((each.name, each.stat().st_size))
+    for each in _entries(where):
+        if each.name.startswith("."):
+            continue
+        if not each.is_file() or not _is_image(each.name):
+            raise InputError(
+                f"{each.name} in a class folder is no image",
+                where=str(where),
+                allowed=", ".join(SUFFIXES),
+                hint="move it away, or give the folder whose folders are the classes",
+            )
+        found.append((each.name, each.stat().st_size))
     if not found:
         raise InputError("a class folder without an image", where=str(where), hint="the class would never be scored")
     return sorted(found)
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError as error:
+        raise InputError(f"the folder cannot be read: {error.strerror}", where=str(folder)) from error
+
+
+def _is_image(name: str) -> bool:
+    return Path(name).suffix.lower() in SUFFIXES
+
+
+def _has_images(folder: Path) -> bool:
+    return any(_is_image(each.name) for each in _entries(folder))
 
 
 def index_folders(root: Path) -> Manifest:

@@ -7,6 +7,7 @@ import json
 import shutil
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -24,10 +25,11 @@ from clipa.errors import ClipaError, ConfigError, DataError, InputError
 from clipa.eval.prompts import Prompts, canonical, settled
 from clipa.eval.retrieval import cue_prompt
 from clipa.launch.evaluation import PinnedSet, pin_set, pin_sets
-from clipa.spec import datacomp
+from clipa.spec import datacomp, plan
 from clipa.spec.cluster import Dataset
 from clipa.spec.evalset import METRICS, EvalSet
-from tests.services.eval_runs import npy, picture, write_wds
+from clipa.storage.stage import stage_run
+from tests.services.eval_runs import make_run, npy, picture, write_wds
 
 LABELLED = [{"png": picture(n), "cls": b"%d" % (n % 3)} for n in range(6)]
 
@@ -332,3 +334,28 @@ def test_shards_without_a_sample_of_the_kind_are_refused(tmp_path: Path) -> None
     root = write_wds(tmp_path / "wds_e", [{"png": b"x"}], classes=["a", "b"], templates=["{c}"])
     with pytest.raises(DataError, match="no sample has both an image and a"):
         open_shards(pinned(root).manifests[0], root / "test")
+
+
+def test_a_folder_of_splits_is_refused_without_listing_it(tmp_path: Path) -> None:
+    class_folders(tmp_path / "data" / "train", ["cat", "dog"])
+    class_folders(tmp_path / "data" / "val", ["cat", "dog"])
+    said = refused(tmp_path / "data", classes=("cat", "dog"), templates=("{}",))
+    assert "one level deeper, in train" in said
+    class_folders(tmp_path / "odd", ["c\nat", "dog"])
+    assert "printable" in refused(tmp_path / "odd", classes=("cat", "dog"), templates=("{}",))
+
+
+def test_class_folders_are_not_staged(tmp_path: Path) -> None:
+    folders = class_folders(tmp_path / "val", ["cat", "dog"])
+    shards = write_wds(tmp_path / "wds_x", LABELLED, classes=["a", "b", "c"], templates=["{}"])
+    sets = {
+        "folders": EvalSet(data=str(folders), classes=("cat", "dog"), templates=("{}",)),
+        "shards": EvalSet(data=str(shards)),
+    }
+    run = make_run(tmp_path, sets, tmp_path / "weights", cache=tmp_path / "unused")
+    the_plan = plan.decode(run.plan.read_bytes())
+    run.plan.write_bytes(plan.encode(msgspec.structs.replace(the_plan, cache=str(tmp_path / "fresh"))))
+    stage_run(run, 1)
+    (folder,) = (tmp_path / "fresh" / "staged").iterdir()
+    assert [path.name for path in folder.iterdir() if path.suffix == ".tar"] == ["0.tar"]
+    assert the_plan.evals["folders"].data.layout == "folder"
