@@ -53,9 +53,15 @@ def starter(plan: Plan, note: Callable[[str], None]) -> Start:
 
     def start(argv: Sequence[str], env: Mapping[str, str], at: At, out: Path) -> Child:
         rank = runtime.Rank(
-            *at, limits=limits, user=user_of(pinned), cache=plan.cache, cpus=plan.world.threads,
-            node=os.environ.get("SLURMD_NODENAME", ""), job=_job(),
-        )  # fmt: skip
+            *at,
+            limits=limits,
+            user=user_of(pinned),
+            cache=plan.cache,
+            node=os.environ.get("SLURMD_NODENAME", ""),
+            cpus=plan.world.threads + plan.world.loader_workers,
+            job=_job(),
+            node_gpus=plan.world.local if plan.world.gpus else 0,
+        )
         command = runtime.wrap(pinned, argv, {**passed_through(pinned), **env}, rank)
         return ContainedChild(pinned, command.argv, command.env, out, out.with_suffix(".err"))
 

@@ -20,7 +20,8 @@ class Rank(NamedTuple):
     """What a runtime needs to know of one process beside its command.
 
     `scratch` is the node-local folder of the stop file. `gpus`: UUIDs of the leased GPUs; None where the scheduler has
-    made its own visible. `limits`: the ulimits that this engine grants. `node`, `cpus`: for a nested srun.
+    made its own visible. `limits`: the ulimits that this engine grants. For a nested srun: `node`, `cpus`, `job`, and
+    `node_gpus`, those of all ranks of the node, because every rank sees them all and takes its own.
     """
 
     run: str
@@ -34,6 +35,7 @@ class Rank(NamedTuple):
     node: str = ""
     cpus: int = 1
     job: str = ""
+    node_gpus: int = 0
 
     @property
     def name(self) -> str:
@@ -59,9 +61,8 @@ def wrap(pinned: Pinned | None, argv: Sequence[str], env: Mapping[str, str], ran
     """
     if pinned is None:
         return Command(list(argv), dict(env))
-    inside = {**env, **_caches(rank)}
-    if pinned.code:
-        inside["PYTHONPATH"] = pinned.code
+    # Always said: a host's PYTHONPATH must not come in where the environment is imported (pyxis).
+    inside = {**env, **_caches(rank), "PYTHONPATH": pinned.code}
     return _WRAPPERS[pinned.runtime](pinned, [pinned.settings.python, *argv[1:]], inside, rank)
 
 
@@ -129,15 +130,19 @@ def _apptainer(pinned: Pinned, argv: list[str], env: dict[str, str], rank: Rank)
 
 
 def _pyxis(pinned: Pinned, argv: list[str], env: dict[str, str], rank: Rank) -> Command:
-    """A step of its own for each rank: the supervisor's step has no container, and keeps its hands on `scontrol`."""
+    """A step of its own for each rank: the supervisor's step has no container, and keeps its hands on `scontrol`.
+
+    `--mem=0`: that step has all of the job's memory, and on SLURM 22.05 `--overlap` alone does not share it ("Memory
+    required by task is not available").
+    """
     settings = pinned.settings
-    mounts = ",".join(f"{m.source}:{m.target}:{'rw' if m.writable else 'ro'}" for m in _mounts(pinned, rank))
-    words = ["srun", "--overlap", "--nodes=1", "--ntasks=1", f"--nodelist={rank.node}", f"--cpus-per-task={rank.cpus}",
-             "--export=ALL", "--unbuffered", "--kill-on-bad-exit=1", f"--container-image={_local(pinned.identity)}",
-             f"--container-name=clipa-{rank.job}-{rank.number}", f"--container-mounts={mounts}",
-             f"--container-workdir={settings.workdir}", "--no-container-mount-home", "--container-writable",
-             f"--container-env={','.join(sorted(env))}"]  # fmt: skip
-    words += [f"--gpus-per-task={len(rank.gpus)}"] if rank.gpus else []
+    mounts = ",".join(f"{m.source}:{m.target}{'' if m.writable else ':ro'}" for m in _mounts(pinned, rank))
+    words = ["srun", "--overlap", "--mem=0", "--nodes=1", "--ntasks=1", f"--nodelist={rank.node}"]
+    words += [f"--cpus-per-task={rank.cpus}", "--export=ALL", "--unbuffered", "--kill-on-bad-exit=1"]
+    words += [f"--container-image={_local(pinned.identity)}", f"--container-name=clipa-{rank.job}-{rank.number}"]
+    words += [f"--container-mounts={mounts}", f"--container-workdir={settings.workdir}"]
+    words += ["--no-container-mount-home", "--container-writable", f"--container-env={','.join(sorted(env))}"]
+    words += [f"--gres=gpu:{rank.node_gpus}"] if rank.node_gpus else []
     return Command([*words, *argv], env)
 
 

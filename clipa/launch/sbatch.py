@@ -87,6 +87,8 @@ def of_site(site: Slurm, gpus: int) -> dict[str, str | int | bool]:
 def _comment(batch: Batch, note: str) -> str:
     """What the job carries for whoever finds it: its run and attempt, as JSON."""
     said: dict[str, str | int] = {"clipa": batch.plan.run, "attempt": batch.attempt}
+    if image := batch.plan.container:
+        said["image"] = image.digest
     return msgspec.json.encode(said | ({"note": note} if note else {})).decode()
 
 

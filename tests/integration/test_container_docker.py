@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -20,10 +20,12 @@ from clipa.registry import events
 from clipa.registry.run_dir import RunDir
 from clipa.spec import plan as plans
 from clipa.spec.container import Container, Pinned
-from tests.services.engine import Engine
+
+if TYPE_CHECKING:
+    from tests.services.engine import Engine
 
 pytest_plugins = ["tests.services.engine"]
-pytestmark = pytest.mark.timeout(900)  # the first test builds the image
+pytestmark = pytest.mark.timeout(1800)  # the first test builds the image
 
 CLIPA = str(Path(sys.executable).parent / "clipa")
 SMALL = ("--set", "phases.pretrain.samples=6400", "--set", "phases.finetune.samples=6400")
@@ -38,11 +40,11 @@ class Project:
         (folder / "clipa.toml").write_text('cluster = "here.toml"\nrun_root = "runs"\n')
         self.profile(f'image = "{image}"\n')
 
-    def profile(self, lines: str, top: str = "") -> None:
+    def profile(self, lines: str, processes: int = 1) -> None:
         cache = self.folder / "cache"
         # Without loader workers: Python 3.11.2, Debian 12's, can hang in the child of a fork beside gloo's threads.
-        start = "gpus = 0\nthreads = 1\nprocesses = 2\nloader_workers = 0\nmax_attempts = 3\n"
-        text = f'{start}cache = "{cache}"\n{top}[container]\n{lines}'
+        start = f"gpus = 0\nthreads = 1\nprocesses = {processes}\nloader_workers = 0\nmax_attempts = 3\n"
+        text = f'{start}cache = "{cache}"\n[container]\n{lines}'
         (self.folder / "here.toml").write_text(text)
 
     def run(self, *words: str, code: int = 0) -> str:
@@ -83,6 +85,7 @@ def _begun(run: RunDir, attempt: int) -> list[int]:
 
 
 def test_a_pipeline_in_containers_of_two_ranks(project: Project, image: str) -> None:
+    project.profile(f'image = "{image}"\n', processes=2)
     runs = project.submit("pipeline", "demo", *SMALL)
     project.run("wait", *runs)
     found = json.loads(project.run("status", *runs, "--json"))
@@ -108,7 +111,8 @@ def test_a_pipeline_in_containers_of_two_ranks(project: Project, image: str) -> 
     assert len(refused) <= 1
 
 
-def test_kills_are_survived_and_no_container_is_left(project: Project) -> None:
+def test_kills_are_survived_and_no_container_is_left(project: Project, image: str) -> None:
+    project.profile(f'image = "{image}"\n', processes=2)
     (run,) = project.submit("pretrain", "demo", *LONG)
     folder = project.run_dir(run)
     project.until(lambda: len(folder.complete_checkpoints()) >= 1)
@@ -159,12 +163,12 @@ def test_a_tag_that_moved_and_an_image_that_is_gone(project: Project, image: str
                           capture_output=True, text=True, check=True).stderr  # fmt: skip
     assert "here/moving:1 is" in said
     assert "goes on with" in said
-    project.until(lambda: project.status(run)["state"] == "RUNNING")
-    project.run("cancel", run)
+    project.until(lambda: bool(project.containers(run)))
     plan = project.run_dir(run).plan
-    plan.write_text(
-        plan.read_text().replace(json.loads(plan.read_text())["container"]["identity"], "sha256:" + "0" * 64)
-    )
+    pinned = json.loads(plan.read_text())["container"]["identity"]
+    assert project.engine.docker("inspect", "--format", "{{.Image}}", project.containers(run)[0]) == pinned
+    project.run("cancel", run)
+    plan.write_text(plan.read_text().replace(pinned, "sha256:" + "0" * 64))
     assert "gone from this machine" in project.run("resume", run, code=2)
 
 

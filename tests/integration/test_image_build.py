@@ -7,16 +7,20 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from clipa.image import context
-from tests.services.engine import BASE, Engine
+
+if TYPE_CHECKING:
+    from tests.services.engine import Engine
 
 pytest_plugins = ["tests.services.engine"]
-pytestmark = pytest.mark.timeout(900)  # the first test builds the image
+pytestmark = pytest.mark.timeout(1800)  # the first test builds the image
 ROOT = Path(__file__).resolve().parents[2]
 CLIPA = [str(Path(sys.executable).parent / "clipa"), "image"]
 
@@ -45,7 +49,7 @@ def test_the_image_says_what_it_is_and_can_be_found(engine: Engine, image: str) 
     found = json.loads(clipa("inspect", image, "--json", env=engine.environment))["image"]
     assert found["tags"] == [image]
     assert found["variant"] == "cpu"
-    assert found["base"] == BASE
+    assert found["base"] == engine.base
     assert found["content"] == context.read(ROOT).digest
     assert found["code"] == context.own_code()
     assert found["digests"] == [], "it was not pushed"
@@ -78,9 +82,33 @@ def test_a_compiler_for_torch_is_there(engine: Engine, image: str) -> None:
     )
 
 
+def test_a_change_of_code_makes_the_last_layers_alone(engine: Engine, image: str, wheels: str, tmp_path: Path) -> None:
+    for name, path in context.read(ROOT).files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, tmp_path / name)
+    (tmp_path / "clipa" / "__init__.py").open("a").write("# changed\n")
+    words = ["--variant", "cpu", "--base", engine.base, "--network", "host", "--source", str(tmp_path)]
+    began = time.monotonic()
+    done = subprocess.run([*CLIPA, "build", *words, "--build-arg", f"PIP_FIND_LINKS={wheels}"], env=engine.environment,
+                          capture_output=True, text=True, check=True)  # fmt: skip
+    print(f"a build after a change of code: {time.monotonic() - began:.1f} s")
+    assert done.stdout.strip() != image
+    steps = done.stderr.splitlines()
+    for kept in ("RUN apt-get update", "--requirement /tmp/lock.txt", "COPY --from=dependencies"):
+        at = next(number for number, line in enumerate(steps) if kept in line)
+        assert steps[at + 1].strip() == "made before", kept
+    layers = [
+        json.loads(clipa("inspect", one, "--json", env=engine.environment))["layers"]
+        for one in (image, done.stdout.strip())
+    ]
+    assert [layer["bytes"] for layer in layers[0]][:4] == [layer["bytes"] for layer in layers[1]][:4]
+    assert sum(layer["bytes"] for layer in layers[1][4:]) < 20 << 20, "code is small"
+    engine.docker("rmi", done.stdout.strip())
+
+
 def test_same_content_same_tag_no_build(engine: Engine, tmp_path: Path) -> None:
     project = _project(tmp_path / "a", "echo made")
-    words = ["build", "--source", str(project), "--base", BASE, "--network", "none"]
+    words = ["build", "--source", str(project), "--base", engine.base, "--network", "none"]
     first = clipa(*words, env=engine.environment).strip()
     made = engine.docker("image", "inspect", "--format", "{{.Id}}", first)
     shutil.copytree(project, tmp_path / "b")
@@ -98,7 +126,9 @@ def test_same_content_same_tag_no_build(engine: Engine, tmp_path: Path) -> None:
 
 def test_a_failing_step_is_named_with_its_last_lines(engine: Engine, tmp_path: Path) -> None:
     project = _project(tmp_path / "a", "echo first words && echo no such wheel >&2 && exit 7")
-    said = clipa("build", "--source", str(project), "--base", BASE, "--network", "none", env=engine.environment, code=1)
+    said = clipa(
+        "build", "--source", str(project), "--base", engine.base, "--network", "none", env=engine.environment, code=1
+    )
     assert "RUN echo first words" in said
     assert "| first words" in said
     assert "| no such wheel" in said

@@ -7,16 +7,18 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from clipa.registry import events
 from clipa.registry.run_dir import RunDir
-from tests.services.engine import Engine
+
+if TYPE_CHECKING:
+    from tests.services.engine import Engine
 
 pytest_plugins = ["tests.services.engine"]
-pytestmark = pytest.mark.timeout(900)  # the first test builds the image
+pytestmark = pytest.mark.timeout(1800)  # the first test builds the image
 
 SMALL = ("--set", "phases.pretrain.samples=6400", "--set", "phases.finetune.samples=6400")
 LONG = ("--set", "phases.pretrain.samples=200000", "--set", "phases.pretrain.checkpoint.every_samples=1280")

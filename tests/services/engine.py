@@ -26,7 +26,7 @@ import pytest
 
 from tests.services.require import require
 
-PACKAGES = "docker.io mmdebstrap"
+PACKAGES = "docker.io mmdebstrap docker-registry"
 LENT = "CLIPA_TEST_DOCKER_HOST"
 """For a quick turn while you write tests: the DOCKER_HOST of an engine that keeps its layers."""
 BASE = "clipa-test/base:bookworm"
@@ -44,13 +44,14 @@ class Engine:
 
     folder: Path
     host: str
+    base: str = BASE
 
     @property
     def environment(self) -> dict[str, str]:
         """What a client must find in its environment."""
         return {**os.environ, "DOCKER_HOST": self.host}
 
-    def docker(self, *words: str, check: bool = True, timeout: float = 200) -> str:
+    def docker(self, *words: str, check: bool = True, timeout: float = 600) -> str:
         """The output of the docker command line."""
         done = subprocess.run(
             ["docker", *words], env=self.environment, capture_output=True, text=True, timeout=timeout, check=False
@@ -121,7 +122,7 @@ def image(engine: Engine, wheels: str) -> str:
     words = ["--variant", "cpu", "--base", BASE, "--network", "host", "--build-arg", f"PIP_FIND_LINKS={wheels}"]
     built = subprocess.run(
         [sys.executable, "-m", "clipa.cli.main", "image", "build", *words],
-        env=engine.environment, capture_output=True, text=True, timeout=600, check=False,
+        env=engine.environment, capture_output=True, text=True, timeout=1500, check=False,
     )  # fmt: skip
     assert built.returncode == 0, built.stderr
     return built.stdout.strip()

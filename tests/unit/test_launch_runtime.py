@@ -16,7 +16,7 @@ from clipa.spec.load import load_cluster
 ENV = {"RANK": "0", "CLIPA_STOP_FILE": "/tmp/clipa-x/stop", "SECRET": "s3cret value"}
 ARGV = ["/host/venv/bin/python", "-m", "clipa.train", "/runs/r-pretrain", "--attempt", "2"]
 RANK = runtime.Rank(
-    "r-pretrain", 2, 1, "/tmp/clipa-x", ("GPU-1", "GPU-2"), {"memlock": "-1"}, "1000:100", "/cache", "n7", 8, "42-1"
+    "r-pretrain", 2, 1, "/tmp/clipa-x", ("GPU-1", "GPU-2"), {"memlock": "-1"}, "1000:100", "/cache", "n7", 8, "42-1", 2
 )
 
 
@@ -37,18 +37,18 @@ def _pinned(**changes: object) -> Pinned:
 DOCKER = """docker run --rm --init --name clipa-r-pretrain-2-1 --network host --label org.clipa.run=r-pretrain --label
 org.clipa.attempt=2 --workdir / --shm-size 8g --user 1000:100 --ulimit memlock=-1 --gpus '"device=GPU-1,GPU-2"'
 --mount type=bind,source=/runs,target=/runs --mount type=bind,source=/data,target=/inside,readonly
---mount type=bind,source=/tmp/clipa-x,target=/tmp/clipa-x,readonly --env CLIPA_STOP_FILE --env RANK --env SECRET
---env TORCHINDUCTOR_CACHE_DIR --env TRITON_CACHE_DIR --entrypoint /opt/clipa/bin/python sha256:abc
+--mount type=bind,source=/tmp/clipa-x,target=/tmp/clipa-x,readonly --env CLIPA_STOP_FILE --env PYTHONPATH --env RANK
+--env SECRET --env TORCHINDUCTOR_CACHE_DIR --env TRITON_CACHE_DIR --entrypoint /opt/clipa/bin/python sha256:abc
 -m clipa.train /runs/r-pretrain --attempt 2"""
 APPTAINER = """apptainer exec --containall --no-home --writable-tmpfs --pwd / --nv
 --bind /runs:/runs:rw --bind /data:/inside:ro
 --bind /tmp/clipa-x:/tmp/clipa-x:ro --bind /dev/shm:/dev/shm:rw /images/clipa.sif /opt/clipa/bin/python
 -m clipa.train /runs/r-pretrain --attempt 2"""
-PYXIS = """srun --overlap --nodes=1 --ntasks=1 --nodelist=n7 --cpus-per-task=8 --export=ALL --unbuffered
+PYXIS = """srun --overlap --mem=0 --nodes=1 --ntasks=1 --nodelist=n7 --cpus-per-task=8 --export=ALL --unbuffered
 --kill-on-bad-exit=1 --container-image=/images/clipa.sqsh --container-name=clipa-42-1-1
---container-mounts=/runs:/runs:rw,/data:/inside:ro,/tmp/clipa-x:/tmp/clipa-x:ro --container-workdir=/
+--container-mounts=/runs:/runs,/data:/inside:ro,/tmp/clipa-x:/tmp/clipa-x:ro --container-workdir=/
 --no-container-mount-home --container-writable
---container-env=CLIPA_STOP_FILE,RANK,SECRET,TORCHINDUCTOR_CACHE_DIR,TRITON_CACHE_DIR --gpus-per-task=2
+--container-env=CLIPA_STOP_FILE,PYTHONPATH,RANK,SECRET,TORCHINDUCTOR_CACHE_DIR,TRITON_CACHE_DIR --gres=gpu:2
 /opt/clipa/bin/python -m clipa.train /runs/r-pretrain --attempt 2"""
 
 
@@ -76,6 +76,7 @@ def test_without_a_container_nothing_changes() -> None:
 def test_a_snapshot_goes_before_the_images_code() -> None:
     command = runtime.wrap(_pinned(code="/runs/.code/1"), ARGV, ENV, RANK)
     assert command.env["PYTHONPATH"] == "/runs/.code/1"
+    assert runtime.wrap(_pinned(), ARGV, ENV, RANK).env["PYTHONPATH"] == "", "and never the host's"
 
 
 def test_gpus() -> None:
