@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated, Literal
 
 import typer
@@ -136,16 +137,24 @@ def gc(
         transfer.print_swept(swept, dry_run)
 
 
+class Made(StrEnum):
+    """What `clipa data demo` can make."""
+
+    digits = "digits"
+    emoji = "emoji"
+
+
 @app.command(epilog="Example: clipa data demo s3://bucket/digits")
 def demo(
     url: Annotated[str, typer.Argument(help="Where to write; a folder or an object store's URL.")],
+    of: Annotated[Made, typer.Option(help="Handwritten digits, or emoji and their names.")] = Made.digits,
     json: Annotated[bool, typer.Option("--json", help="Print facts as JSON.")] = False,
 ) -> None:
-    """Write the demo's data: real handwritten digits as image-text shards."""
+    """Write data that clipa makes by itself, as image-text shards."""
     import subprocess
     import sys
     from pathlib import Path
 
     where = url if "://" in url else str(Path(url).expanduser().absolute())
-    argv = [sys.executable, "-m", "clipa.data.demo", where, *(["--json"] if json else [])]
+    argv = [sys.executable, "-m", "clipa.data.demo", where, "--of", of.value, *(["--json"] if json else [])]
     raise typer.Exit(subprocess.run(argv, check=False).returncode)

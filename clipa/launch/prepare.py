@@ -284,31 +284,35 @@ class _Shelf:
         )
 
 
+_MADE = {"digits": ("train", "val", "test"), "emoji": ("train", "val", "test", "unseen")}
+"""The data that clipa makes by itself, and their splits (`clipa.data.demo`)."""
+
+
 def _demo_bucket(url: str) -> str:
-    """The folder of a demo split; its bucket is made on first use by `clipa data demo`."""
+    """The folder of a split of what clipa makes; its bucket is made on first use by `clipa data demo`."""
     kind, _, split = url.removeprefix("demo://").partition("/")
-    if kind != "digits" or split not in ("train", "val", "test"):
-        raise ConfigError(
-            "no such demo data", where=url, allowed="demo://digits/train, demo://digits/val, demo://digits/test"
-        )
+    if split not in _MADE.get(kind, ()):
+        allowed = (f"demo://{name}/{part}" for name, parts in _MADE.items() for part in parts)
+        raise ConfigError("no such demo data", where=url, allowed=", ".join(allowed))
     bucket = catalog.user_folder("cache") / "demo" / f"{kind}-{clipa.__version__}"
-    if not all((bucket / name / manifests.MANIFEST_NAME).is_file() for name in ("train", "val", "test")):
-        make_demo(str(bucket))
+    if not all((bucket / name / manifests.MANIFEST_NAME).is_file() for name in _MADE[kind]):
+        make_demo(str(bucket), kind)
     return str(bucket / split)
 
 
-def make_demo(url: str) -> None:
-    """Write the demo's shards to a URL.
+def make_demo(url: str, kind: str = "digits") -> None:
+    """Write a data set that clipa makes by itself to a URL.
 
     Raises:
-        MissingPart: scikit-learn is not installed here.
+        MissingPart: what the data are made of is not installed here.
         StorageError: the maker failed; its last words are in the message.
     """
     if importlib.util.find_spec("sklearn") is None:
-        raise MissingPart("the demo's digits come with scikit-learn, which is not installed here",
+        raise MissingPart("the demo's data are made with scikit-learn, which is not installed here",
                           hint="pip install 'clipa[train]'")  # fmt: skip
-    made = subprocess.run(
-        [sys.executable, "-m", "clipa.data.demo", url], capture_output=True, text=True, check=False, cwd="/"
-    )
+    argv = [sys.executable, "-m", "clipa.data.demo", url, "--of", kind]
+    made = subprocess.run(argv, capture_output=True, text=True, check=False, cwd="/")
+    if made.returncode == MissingPart.exit_code:
+        raise MissingPart(made.stderr.strip()[-400:])
     if made.returncode:
         raise StorageError("the demo data could not be made", where=url, hint=made.stderr.strip()[-400:])

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipa.data import demo
+from clipa.data import demo, digits
 from clipa.data.captions import TEMPLATES, WORDS, caption
 from clipa.data.index import Part
+from clipa.data.made import Written
 from clipa.data.shards import Reader, caption_of, label_of, open_shards
 from clipa.data.tokenizer import tokenizer
 from clipa.reduction.draws import Draws, Purpose
@@ -34,14 +35,14 @@ def reader(bucket: Path, split: str) -> Reader:
 
 
 def test_scans_are_split_first_and_by_class() -> None:
-    _, digits = demo._digits()
-    parts = demo.split_scans(digits)
+    _, labels = digits._digits()
+    parts = digits.split_scans(labels)
     assert {name: len(part) for name, part in parts.items()} == {"train": 1237, "val": 200, "test": 360}
     assert sorted(number for part in parts.values() for number in part) == list(range(1797))
     for name in ("val", "test"):
-        counts = np.bincount(digits[parts[name]], minlength=10)
+        counts = np.bincount(labels[parts[name]], minlength=10)
         assert counts.max() - counts.min() <= 2
-        assert parts[name] == demo.split_scans(digits)[name]
+        assert parts[name] == digits.split_scans(labels)[name]
 
 
 def test_no_scan_of_one_split_is_in_another(bucket: Path) -> None:
@@ -145,7 +146,7 @@ def test_an_incomplete_or_older_bucket_is_written_again(bucket: Path, tmp_path: 
         case "torn stamp":
             stamp.write_bytes(b'{"ver')
         case "older":
-            stamp.write_bytes(msgspec.json.encode({"version": demo.VERSION - 1}))
+            stamp.write_bytes(msgspec.json.encode({"version": digits.VERSION - 1}))
         case "manifest":
             manifest.unlink()
         case "torn manifest":
@@ -156,9 +157,9 @@ def test_an_incomplete_or_older_bucket_is_written_again(bucket: Path, tmp_path: 
 
 def test_command_prints_facts_and_refuses_a_bad_url(bucket: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert demo.main([str(bucket), "--json"]) == 0
-    facts = msgspec.json.decode(capsys.readouterr().out, type=demo.Written)
+    facts = msgspec.json.decode(capsys.readouterr().out, type=Written)
     assert (facts.written, facts.splits["train"].scans, facts.splits["test"].samples) == (False, 1237, 360)
     assert demo.main([str(bucket)]) == 0
-    assert "1237 scans" in capsys.readouterr().out
+    assert "1237 images" in capsys.readouterr().out
     assert demo.main(["nosuch://bucket"]) == 2
     assert "nosuch://" in capsys.readouterr().err
