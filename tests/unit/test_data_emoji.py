@@ -55,9 +55,9 @@ def test_samples_of_a_split_are_drawn_anew_and_the_same_every_time(all_glyphs):
         list(emoji._samples(*w, few)) for w in (("train", 0), ("train", 0), ("test", 2), ("unseen", 3))
     )
     assert train == again
-    assert [members["cls"] for _, members in train] == [b"0"] * 6
-    assert [members["cls"] for _, members in unseen] == [b"1"] * 2
-    assert len({members["jpg"] for _, members in [*train, *test]}) == 7
+    assert [members["cls"] for _, members in train] == [b"0"] * 12
+    assert [members["cls"] for _, members in unseen] == [b"1"] * 8
+    assert len({members["jpg"] for _, members in [*train, *test]}) == 16
     image = Image.open(io.BytesIO(train[0][1]["jpg"]))
     assert (image.size, image.mode) == ((64, 64), "RGB")
     assert few[0].name.encode() in train[0][1]["txt"]
