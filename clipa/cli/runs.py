@@ -177,6 +177,10 @@ def show_(runs: SomeRuns, json: Json = False) -> None:
         print(f"  {facts.params:,} parameters on {facts.device}" if facts.params else "  no trainer has begun yet")
         for x in s.scores:
             print(f"  {x.set} at {x.size} px, step {x.step}: {show.metrics(x)} of {x.samples}")
+        if s.queue_s is not None:
+            spent = f", {s.gpu_hours:,.2f} GPU-hours" if facts.plan.world.gpus else ""
+            share = f", {100 * s.efficiency:.0f} % of it in steps that counted" if s.efficiency is not None else ""
+            print(f"  waited {show.span(s.queue_s)}, held {show.span(facts.held_s)}{spent}{share}")
         code = facts.plan.code
         print(f"  clipa {code.version} {code.revision[:12]}{' (dirty)' if code.dirty else ''}")
         if image := facts.plan.container:

@@ -82,8 +82,8 @@ def reasons(found: Iterable[RunStatus]) -> list[str]:
     for s in found:
         if s.why and s.state.value != "DONE":
             first, *rest = s.why.splitlines() or [""]
-            lines.append(f"{s.run}: {first}")
-            lines += [f"    {line}" for line in rest[:8]]
+            lines.append(f"{s.run}: {f'[{s.cause}] ' if s.cause else ''}{first}")
+            lines += [f"    {line}" for line in [*rest[:8], *filter(None, [s.evidence])]]
         if s.hint:
             lines.append(f"    {s.hint}")
     return lines

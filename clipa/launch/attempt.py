@@ -145,6 +145,7 @@ class Attempt:
 
     def _ranks(self, lease: devices.Lease) -> Verdict:
         logs, place, local = self.run.logs(self.attempt), self.place, self.plan.world.local
+        self._name_shortfall()
         port = place.port or (_free_port() if local > 1 else 0)
         gpus = [gpu.uuid for gpu in lease.gpus] if place.scheduler == "local" or not self.plan.world.gpus else None
         argv = render.rank_argv(self.plan, self.run, self.attempt)
@@ -162,6 +163,14 @@ class Attempt:
 
     def _note(self, text: str) -> None:
         self.log.write(events.Waiting, reason=text)
+
+    def _name_shortfall(self) -> None:
+        """Fewer cores than the plan counts on: newer `srun` gives one unless it is told (srun(1), --cpus-per-task)."""
+        usable, world = len(os.sched_getaffinity(0)), self.plan.world
+        need = world.local * world.threads
+        if self.place.scheduler == "slurm" and usable < need:
+            text = f"{usable} core(s) for {need} threads on this node: slower; raise cpus in [slurm], or lower threads"
+            self.log.write(events.Noted, text=text)
 
     def _watch(self, children: list[Child], what: str) -> Verdict | None:
         """Wait for the children; None when all ended well."""

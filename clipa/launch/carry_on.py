@@ -6,25 +6,19 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
-import msgspec
-
-from clipa.launch import scheduler, snapshot
-from clipa.launch.conclude import Doing, conclude, doing_of
+from clipa.launch import bad_nodes, scheduler, snapshot
+from clipa.launch.conclude import Doing, conclude, doing_of, write_end
 from clipa.launch.sbatch import Batch
 from clipa.launch.submit import submit_slurm
 from clipa.launch.supervisor import read_plan
 from clipa.registry import events, records
 from clipa.registry.jobs import Job, live_of
-from clipa.registry.run_dir import RunDir, run_dirs, write_whole
+from clipa.registry.run_dir import RunDir, run_dirs
 from clipa.registry.scan import Scan
 from clipa.registry.state import Facts, State
-from clipa.spec.plan import Plan, Record
-
-BAD_NODES = ".nodes"
+from clipa.spec.plan import Plan
 
 
 def batch_of(plan: Plan, run: RunDir, attempt: int, submission: int, after: str = "") -> Batch:
@@ -41,7 +35,7 @@ def batch_of(plan: Plan, run: RunDir, attempt: int, submission: int, after: str 
         code=snapshot.take(root),
         python=plan.slurm.python or sys.executable,
         after=after,
-        avoid=tuple(bad_nodes(root, plan.slurm.bad_node_hours)),
+        avoid=tuple(bad_nodes.known(root, plan.slurm.bad_node_hours)),
     )
 
 
@@ -101,32 +95,6 @@ def last_job(run: RunDir) -> str:
     return ""
 
 
-class BadNode(Record, frozen=True, kw_only=True):
-    """A node that failed its check: why, and when (Unix time)."""
-
-    name: str
-    why: str
-    t: float
-
-
-def remember_bad_node(root: Path, name: str, why: str) -> None:
-    """Keep the jobs of this run root off a node for a while."""
-    write_whole(root / BAD_NODES / f"{name}.json", msgspec.json.encode(BadNode(name=name, why=why, t=time.time())))
-
-
-def bad_nodes(root: Path, hours: float) -> list[str]:
-    """The nodes that failed their check within so many hours."""
-    found = []
-    for path in sorted((root / BAD_NODES).glob("*.json")):
-        try:
-            node = msgspec.json.decode(path.read_bytes(), type=BadNode)
-        except (OSError, msgspec.MsgspecError):
-            continue
-        if time.time() - node.t < hours * 3600:
-            found.append(node.name)
-    return found
-
-
 def settle(scan: Scan) -> bool:
     """Bring further what nothing else will: adopt orphans, end doubles, continue runs whose job ended without a word
     on what follows. Only runs of this user. Returns whether anything was done.
@@ -184,12 +152,7 @@ def _continue(facts: Facts, job: Job | None, states: dict[str, State]) -> bool:
             return False  # another command was quicker
         if not never_began:
             conclusion = conclude(run, plan, facts.attempt, facts.intent.submission, doing)
-            writer = events.EventWriter(run, facts.attempt, "settle")
-            verdict = conclusion.verdict
-            writer.write(
-                events.Ended, outcome=verdict.outcome, final=conclusion.final, error=verdict.error, retry=verdict.retry
-            )
-            writer.close()
+            write_end(run, facts.attempt, "settle", conclusion)
             if conclusion.final:
                 return True
         attempt = max([0, *run.intents(), *run.claimed()]) + 1

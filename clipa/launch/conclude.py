@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
 
+from clipa.launch.blame import Blame, blame, logs_of
 from clipa.launch.children import last_lines
 from clipa.launch.decide import Trace, Verdict, decide, is_last, trace_of, words
 from clipa.registry import events, records
@@ -129,6 +130,23 @@ def conclude(
         return Conclusion(verdict, False)
     why = f"{verdict.error}\nIts attempts have taken {spent / 3600:,.1f} h, {most / 3600:,.1f} h are allowed."
     return Conclusion(verdict._replace(outcome="failed", error=why), True)
+
+
+def write_end(run: RunDir, attempt: int, writer: str, conclusion: Conclusion) -> None:
+    """Record how an attempt ended, with the cause and the line that tells it."""
+    verdict, final = conclusion
+    cause = blame(verdict.error, logs_of(run, attempt)) if verdict.outcome in ("failed", "killed") else Blame("", "")
+    log = events.EventWriter(run, attempt, writer)
+    log.write(
+        events.Ended,
+        outcome=verdict.outcome,
+        final=final,
+        error=verdict.error,
+        retry=verdict.retry,
+        cause=cause.cause,
+        evidence="" if cause.line in verdict.error else cause.line,
+    )
+    log.close()
 
 
 def _trace(run: RunDir, attempt: int) -> Trace:

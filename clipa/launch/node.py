@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from clipa.errors import ClipaError, InputError
-from clipa.launch import render
+from clipa.launch import bad_nodes, render
 from clipa.launch.attempt import Attempt, Leaving, Place
 from clipa.launch.decide import Verdict, is_done
 from clipa.launch.nodelist import expand
 from clipa.launch.scheduler import expanded
 from clipa.launch.supervisor import close, read_plan
-from clipa.registry import records
+from clipa.registry import events, records
 from clipa.registry.run_dir import RunDir
 from clipa.spec.plan import Plan
 
@@ -127,7 +127,7 @@ class Node:
         work = Attempt(self.run, self.plan, self.attempt, self.submission, self.leaving, self._place())
         try:
             self._prepare()
-            verdict = work.execute()
+            verdict = self._bad_node(work) or work.execute()
         except ClipaError as error:
             verdict = Verdict("failed", str(error), retry=not isinstance(error, InputError))
         except Exception as error:
@@ -135,6 +135,16 @@ class Node:
             verdict = Verdict("failed", f"its supervisor failed: {type(error).__name__}: {error}", retry=True)
         work.end(verdict, final=verdict.outcome in ("done", "cancelled"))
         return verdict
+
+    def _bad_node(self, work: Attempt) -> Verdict | None:
+        """Look at this node before anything is started on it, and remember one that is not fit."""
+        why = bad_nodes.trouble(self.plan)
+        if not why:
+            return None
+        name = self.job.nodes[self.job.node]
+        work.log.write(events.BadNode, name=name, why=why)
+        bad_nodes.remember(self.run.path.parent, name, why)
+        return Verdict("killed", f"the node {name} failed its check: {why}", retry=True)
 
     def _prepare(self) -> None:
         if secrets := self.plan.slurm and self.plan.slurm.secrets:

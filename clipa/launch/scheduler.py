@@ -225,11 +225,6 @@ def repoint(child: str, parent: str, conf: str) -> Said:
     return command(["scontrol", "update", f"jobid={child}", f"dependency=afterok:{parent}"], conf)
 
 
-def exclude(ident: str, nodes: Sequence[str], conf: str) -> Said:
-    """Keep a job off some nodes, also after a requeue."""
-    return command(["scontrol", "update", f"jobid={ident}", f"excnodelist={','.join(nodes)}"], conf)
-
-
 def test_only(script: Path, conf: str) -> Said:
     """SLURM's own check of a script, without making a job; `out` is its prediction."""
     argv = ["sbatch", "--test-only", str(script)]

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from clipa.errors import ClipaError
 from clipa.launch import carry_on, scheduler
-from clipa.launch.conclude import Conclusion, Doing, conclude, doing_of
+from clipa.launch.conclude import Doing, conclude, doing_of, write_end
 from clipa.launch.decide import is_done
 from clipa.launch.supervisor import read_plan
 from clipa.registry import events
@@ -45,12 +45,17 @@ class Tail:
         if self.attempt < max([0, *self.run.intents()]):
             return GOES_ON  # a successor has taken over, or was submitted when SIGTERM came
         if self._was_sent_back():
-            self._write_end(conclude(self.run, self.plan, self.attempt, self.submission, "time", code))
+            write_end(
+                self.run,
+                self.attempt,
+                "tail",
+                conclude(self.run, self.plan, self.attempt, self.submission, "time", code),
+            )
             return DONE if is_done(self.run) else GOES_ON
         job = scheduler.describe_job(self.job, self.site.conf)
         doing = doing_of(job, self.log)
         conclusion = conclude(self.run, self.plan, self.attempt, self.submission, doing, code)
-        self._write_end(conclusion)
+        write_end(self.run, self.attempt, "tail", conclusion)
         if conclusion.final:
             return DONE if conclusion.verdict.outcome == "done" else OVER
         if doing != "requeued":  # else SLURM has it in the queue already
@@ -66,13 +71,6 @@ class Tail:
                 self._go_on(doing, conclusion.verdict.error)
         return GOES_ON
 
-    def _write_end(self, conclusion: Conclusion) -> None:
-        """The verdict, once: what the supervisor has said finally is not said again."""
-        verdict, final = conclusion
-        log = events.EventWriter(self.run, self.attempt, "tail")
-        log.write(events.Ended, outcome=verdict.outcome, final=final, error=verdict.error, retry=verdict.retry)
-        log.close()
-
     def _was_sent_back(self) -> bool:
         return any(
             isinstance(event, events.Requeued) for event in events.read(self.run.event_file(self.attempt, "tail"))
@@ -87,10 +85,8 @@ class Tail:
         """Back into the queue; where that cannot be, a successor; where that cannot be either, the owner's next
         command. What is about to be done is recorded before it is tried.
         """
-        if self.site.requeue:
+        if self.site.requeue and not self._on_bad_node():
             self._record("scontrol", why)
-            if bad := carry_on.bad_nodes(self.run.path.parent, self.site.bad_node_hours):
-                scheduler.exclude(self.job, bad, self.site.conf)
             said = scheduler.requeue(self.job, self.site.conf)
             if not said.trouble or self._is_queued():
                 return
@@ -103,6 +99,13 @@ class Tail:
         except (ClipaError, OSError) as error:
             print(error, file=sys.stderr, flush=True)
             self._record("later", str(error))
+
+    def _on_bad_node(self) -> bool:
+        """Whether a node failed its check: SLURM excludes nodes only from jobs that are not running yet, so that a
+        requeue could come back to it.
+        """
+        files = self.run.events.glob(f"{self.attempt}-*.jsonl")
+        return any(isinstance(event, events.BadNode) for file in files for event in events.read(file))
 
     def _is_queued(self) -> bool:
         job: Job | None = scheduler.describe_job(self.job, self.site.conf)

@@ -102,6 +102,11 @@ def reduce(
         text_tokens=None if isinstance(settings, Eval) else settings.text.tokens,
         hint=_HINTS.get(state, "").format(run=plan.run, group=plan.group),
         job=facts.slurm_job,
+        cause=facts.ended.cause if facts.ended else "",
+        evidence=facts.ended.evidence if facts.ended else "",
+        queue_s=max(0.0, facts.started - facts.queued) if facts.started and facts.queued else None,
+        gpu_hours=facts.held_s * plan.world.gpus / 3600,
+        efficiency=min(1.0, step * batch / speed / facts.held_s) if speed and facts.held_s else None,
     )
 
 
@@ -253,7 +258,7 @@ def _running(case: Case, said: str, asked: str) -> Verdict:
         return Verdict(State.STAGING, asked or f"{said} runs, its supervisor has not said a word yet")
     silent = case.beat_age is not None and case.beat_age > SILENCE_S
     silence = f"{said} runs, but gave no sign of life for {case.beat_age:,.0f} s" if silent else ""
-    return Verdict(facts.doing, asked or silence or facts.why)
+    return Verdict(facts.doing, asked or silence or facts.why or "; ".join(facts.notes))
 
 
 def _over(case: Case, job: Job) -> Verdict:

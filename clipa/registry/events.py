@@ -191,13 +191,22 @@ class Ended(Event, frozen=True, kw_only=True, tag="ended"):
 
     `failed`: an error of its own, `killed`: ended from outside (signal), `stopped`: asked to leave,
     `cancelled`: asked to leave by a person, `blocked`: the run that it waits for did not finish.
-    `final`: no further attempt follows by itself. `retry`: whether trying again could help.
+    `final`: no further attempt follows by itself. `retry`: whether trying again could help. `cause`: the kind of
+    failure (clipa.launch.blame), `evidence`: the line of a log that says so, where the error does not.
     """
 
     outcome: Literal["done", "failed", "killed", "stopped", "cancelled", "blocked"]
     final: bool
     error: str = ""
     retry: bool = True
+    cause: str = ""
+    evidence: str = ""
+
+
+class Noted(Event, frozen=True, kw_only=True, tag="noted"):
+    """Something that a person wants to know of while the attempt runs: `text`."""
+
+    text: str
 
 
 AnyEvent: TypeAlias = (
@@ -208,6 +217,7 @@ AnyEvent: TypeAlias = (
     | NodeStarted
     | NodeEnded
     | BadNode
+    | Noted
     | Requeued
     | Staged
     | Spawned

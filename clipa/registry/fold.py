@@ -69,6 +69,8 @@ def fold(
         stop=stop[-1] if stop else None,
         doing=doing,
         why=why,
+        notes=tuple(dict.fromkeys(event.text for event in _of(now, events.Noted))),
+        held_s=sum(_held(said) for said in by_attempt.values()),
         begun=bool(_of(now, events.Begun)),
         trainer=_last(_of(now, events.TrainerEnded)),
         ended=max(final, key=lambda event: event.t, default=None),
@@ -144,6 +146,12 @@ def _job(now: Sequence[AnyEvent]) -> Identity | None:
         boot_id=given.boot_id,
         pid_namespace=given.pid_namespace,
     )
+
+
+def _held(said: Sequence[AnyEvent]) -> float:
+    """From an attempt's start to the last that was heard of it."""
+    began = [event.t for event in said if isinstance(event, events.Started)]
+    return max(0.0, max(event.t for event in said) - min(began)) if began else 0.0
 
 
 def _slurm_job(everything: Iterable[AnyEvent], submission: int, newest: int) -> str:

@@ -74,6 +74,8 @@ class Facts(Record, frozen=True, kw_only=True):
         job: the process that it was handed to.
         slurm_job: SLURM's id of its job.
         ended: the final word on the attempt.
+        notes: what a person wants to know while it runs.
+        held_s: seconds for which all attempts have held their processors, as far as their words go.
         unreadable: event files of the attempt that this user cannot read.
     """
 
@@ -90,6 +92,8 @@ class Facts(Record, frozen=True, kw_only=True):
     stop: Stop | None = None
     doing: State = State.QUEUED
     why: str = ""
+    notes: tuple[str, ...] = ()
+    held_s: float = 0.0
     begun: bool = False
     trainer: events.TrainerEnded | None = None
     ended: events.Ended | None = None
@@ -107,7 +111,10 @@ class RunStatus(Record, frozen=True, kw_only=True):
     """One line of `clipa status`.
 
     Lengths of time in seconds (`_s`), moments in Unix time; `percent` in 0..100; `root` is where the run was found;
-    `beat_age_s` is the age of its last sign of life, while it is not over.
+    `beat_age_s` is the age of its last sign of life, while it is not over. `job`: SLURM's id; `cause`: the kind of its
+    failure, `evidence`: the line of a log that says so; `queue_s`: from its first intent to its first start.
+    `gpu_hours` are those of all attempts, `efficiency` the share (0..1) of their time that the steps that counted
+    would have taken undisturbed.
     """
 
     run: str
@@ -140,3 +147,8 @@ class RunStatus(Record, frozen=True, kw_only=True):
     text_tokens: int | None
     hint: str = ""
     job: str = ""
+    cause: str = ""
+    evidence: str = ""
+    queue_s: float | None = None
+    gpu_hours: float = 0.0
+    efficiency: float | None = None

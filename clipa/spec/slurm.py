@@ -35,7 +35,6 @@ class Slurm(Struct, frozen=True, kw_only=True):
         write_mb_s: what one process writes to the run root, in MB/s: how long a checkpoint takes.
         total_hours: a run that has held nodes for longer in all is not tried again.
         bad_node_hours: for so long a node that failed its check is excluded.
-        max_parallel: tasks of one array that run at the same time.
         srun: further arguments of `srun`.
         directives: changes (`"mem" = "200G"`), adds or removes (`"open-mode" = false`) any directive, last.
     """
@@ -70,7 +69,6 @@ class Slurm(Struct, frozen=True, kw_only=True):
     write_mb_s: float = 200.0
     total_hours: float = 28 * 24.0
     bad_node_hours: float = 12.0
-    max_parallel: int = 8
     srun: tuple[str, ...] = ()
     directives: dict[str, str | int | bool] = {}
 
@@ -93,7 +91,6 @@ class Slurm(Struct, frozen=True, kw_only=True):
         require(self.write_mb_s > 0, f"write_mb_s must be > 0, got {self.write_mb_s}")
         require(self.total_hours > 0, f"total_hours must be > 0, got {self.total_hours}")
         require(self.bad_node_hours >= 0, f"bad_node_hours must be >= 0, got {self.bad_node_hours}")
-        require(1 <= self.max_parallel <= 10_000, f"max_parallel must be 1..10000, got {self.max_parallel}")
 
     @property
     def minutes(self) -> int:

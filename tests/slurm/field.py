@@ -18,7 +18,7 @@ from tests.services.slurm import Slurm
 
 PROFILE = """\
 backend = "slurm"
-gpus = 0
+gpus = {gpus}
 threads = 1
 loader_workers = 1
 max_attempts = {attempts}
@@ -51,11 +51,13 @@ class Field(Road):
         attempts: int = 3,
         table: str = "",
         top: str = "",
+        gpus: int = 0,
     ) -> None:
         """Write a cluster profile."""
         (self.folder / f"{name}.toml").write_text(
             PROFILE.format(
                 attempts=attempts, nodes=nodes, folder=self.folder, top=top, conf=self.slurm.conf, partition=partition,
+                gpus=gpus,
                 table=table,
             )
         )  # fmt: skip

@@ -1,0 +1,78 @@
+"""Nodes that failed their check: looked at before the ranks start, remembered beside the runs, kept off for a while."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from clipa.launch import devices
+from clipa.registry.run_dir import write_whole
+from clipa.spec.plan import Plan, Record
+
+FOLDER = ".nodes"
+FREE_BYTES = 1 << 30
+"""Bytes that temporary files of a node must have at least."""
+_SMI_S = 20.0
+
+
+class BadNode(Record, frozen=True, kw_only=True):
+    """A node that failed its check: why, and when (Unix time)."""
+
+    name: str
+    why: str
+    t: float
+
+
+def trouble(plan: Plan) -> str:
+    """Why this node can't take its part of a plan; empty when it can."""
+    free = shutil.disk_usage(tempfile.gettempdir()).free
+    if free < FREE_BYTES:
+        return f"{free / 2**20:.0f} MiB free in {tempfile.gettempdir()}, {FREE_BYTES >> 20} are needed"
+    need = plan.world.gpus // plan.world.nodes
+    if not need:
+        return ""
+    found = devices.gpus(os.environ.get("CUDA_VISIBLE_DEVICES"))
+    if len(found) < need:
+        return f"{len(found)} of {need} GPUs answer"
+    uuids = [gpu.uuid for gpu in found[:need]]
+    if busy := [line for line in _smi("--query-compute-apps=gpu_uuid,pid", uuids) if line]:
+        return f"another process is on its GPUs: {busy[0]}"
+    for line in _smi("--query-gpu=uuid,ecc.errors.uncorrected.volatile.total", uuids):
+        count = line.rpartition(",")[2].strip()
+        if count.isdecimal() and int(count):  # "[N/A]" where there is no ECC
+            return f"{count} uncorrectable ECC error(s): {line.partition(',')[0]}"
+    return ""
+
+
+def _smi(query: str, uuids: Sequence[str]) -> list[str]:
+    argv = ["nvidia-smi", query, "--format=csv,noheader,nounits", "-i", ",".join(uuids)]
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=_SMI_S, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return [line.strip() for line in done.stdout.splitlines()] if done.returncode == 0 else []
+
+
+def remember(root: Path, name: str, why: str) -> None:
+    """Keep the jobs of this run root off a node for a while."""
+    write_whole(root / FOLDER / f"{name}.json", msgspec.json.encode(BadNode(name=name, why=why, t=time.time())))
+
+
+def known(root: Path, hours: float) -> list[str]:
+    """The nodes that failed their check within so many hours."""
+    found = []
+    for path in sorted((root / FOLDER).glob("*.json")):
+        try:
+            node = msgspec.json.decode(path.read_bytes(), type=BadNode)
+        except (OSError, msgspec.MsgspecError):
+            continue
+        if time.time() - node.t < hours * 3600:
+            found.append(node.name)
+    return found
