@@ -65,9 +65,8 @@ def reduce(
         parent: state of the run that must be done first.
     """
     state, why = judge(Case(facts, alive, beat_age, now, jobs, parent))
-    plan = facts.plan
-    settings = plan.settings
-    steps = plan.steps
+    plan, ended = facts.plan, facts.ended
+    settings, steps = plan.settings, plan.steps
     step = min(facts.step, steps)
     batch = 0 if isinstance(settings, Eval) else settings.batch
     speed = _median(facts.speeds)
@@ -95,19 +94,27 @@ def reduce(
         created=plan.created,
         age_s=max(0.0, now - plan.created),
         started=facts.started or None,
-        ended=facts.ended.t if facts.ended and state.is_over else None,
+        ended=ended.t if ended and state.is_over else None,
         beat_age_s=None if state.is_over else beat_age,
         parent=plan.parent,
         image_tokens=None if isinstance(settings, Eval) else kept_tokens(settings.image, plan.model.image.patch),
         text_tokens=None if isinstance(settings, Eval) else settings.text.tokens,
         hint=_HINTS.get(state, "").format(run=plan.run, group=plan.group),
         job=facts.slurm_job,
-        cause=facts.ended.cause if facts.ended else "",
-        evidence=facts.ended.evidence if facts.ended else "",
-        queue_s=max(0.0, facts.started - facts.queued) if facts.started and facts.queued else None,
+        cause=ended.cause if ended else "",
+        evidence=ended.evidence if ended else "",
+        queue_s=_waited(facts),
         gpu_hours=facts.held_s * plan.world.gpus / 3600,
-        efficiency=min(1.0, step * batch / speed / facts.held_s) if speed and facts.held_s else None,
+        efficiency=_efficiency(step * batch, speed, facts.held_s),
     )
+
+
+def _waited(facts: Facts) -> float | None:
+    return max(0.0, facts.started - facts.queued) if facts.started and facts.queued else None
+
+
+def _efficiency(samples: int, speed: float | None, held_s: float) -> float | None:
+    return min(1.0, samples / speed / held_s) if speed and held_s else None
 
 
 _HINTS = {
