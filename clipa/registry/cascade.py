@@ -66,8 +66,7 @@ def reduce(
     """
     state, why = judge(Case(facts, alive, beat_age, now, jobs, parent))
     plan, ended = facts.plan, facts.ended
-    settings, steps = plan.settings, plan.steps
-    step = min(facts.step, steps)
+    settings, steps, step = plan.settings, plan.steps, min(facts.step, plan.steps)
     batch = 0 if isinstance(settings, Eval) else settings.batch
     speed = _median(facts.speeds)
     return RunStatus(
