@@ -14,7 +14,7 @@ from clipa.launch.sbatch import Batch
 from clipa.launch.submit import submit_slurm
 from clipa.launch.supervisor import read_plan
 from clipa.registry import events, records
-from clipa.registry.jobs import Job, live_of
+from clipa.registry.jobs import FAILED_LAUNCH, Job, live_of
 from clipa.registry.run_dir import RunDir, run_dirs
 from clipa.registry.scan import Scan
 from clipa.registry.state import Facts, State
@@ -124,6 +124,9 @@ def _settle_one(facts: Facts, jobs: Sequence[Job], states: dict[str, State]) -> 
             record(run, facts.intent.attempt, found[-1].id)
             return True
         return False
+    for held in live:
+        if held.reason == FAILED_LAUNCH:
+            scheduler.release(held.id, plan.slurm.conf)
     if live or states.get(plan.run) is not State.INTERRUPTED or facts.intent is None:
         return False
     job = next((job for job in jobs if job.id == facts.slurm_job), None)

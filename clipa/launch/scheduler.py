@@ -220,6 +220,11 @@ def cancel(idents: Sequence[str], conf: str) -> Said:
     return command(["scancel", "--quiet", *idents], conf) if idents else Said("")
 
 
+def release(ident: str, conf: str) -> Said:
+    """Let a held job go on."""
+    return command(["scontrol", "release", ident], conf)
+
+
 def repoint(child: str, parent: str, conf: str) -> Said:
     """Have a pending job wait for another one."""
     return command(["scontrol", "update", f"jobid={child}", f"dependency=afterok:{parent}"], conf)

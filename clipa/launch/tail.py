@@ -21,6 +21,7 @@ from clipa.launch.decide import is_done
 from clipa.launch.supervisor import read_plan
 from clipa.registry import events
 from clipa.registry.jobs import Job
+from clipa.registry.liveness import Identity, is_alive
 from clipa.registry.run_dir import RunDir
 from clipa.spec.plan import Plan
 
@@ -41,7 +42,10 @@ class Tail:
         self.site = self.plan.slurm
 
     def ended(self, code: int) -> int:
-        """The step is over."""
+        """The step is over, or `srun` has lost sight of it."""
+        self._wait_for_supervisor()
+        if is_done(self.run):
+            return DONE
         if self.attempt < max([0, *self.run.intents()]):
             return GOES_ON  # a successor has taken over, or was submitted when SIGTERM came
         if self._was_sent_back():
@@ -70,6 +74,19 @@ class Tail:
             if not conclusion.final:
                 self._go_on(doing, conclusion.verdict.error)
         return GOES_ON
+
+    def _wait_for_supervisor(self) -> None:
+        """Let a supervisor finish that lives on without `srun`, which ends with code 0 when slurmd is killed."""
+        said = [e for e in events.read(self.run.event_file(self.attempt, "supervisor")) if e is not None]
+        began = [event for event in said if isinstance(event, events.Started)]
+        if not began or any(isinstance(event, events.Ended) for event in said):
+            return
+        who = Identity(
+            host=began[-1].host, pid=began[-1].pid, start_ticks=began[-1].start_ticks, boot_id=began[-1].boot_id,
+            pid_namespace=began[-1].pid_namespace,
+        )  # fmt: skip
+        while is_alive(who):
+            time.sleep(0.2)
 
     def _was_sent_back(self) -> bool:
         return any(

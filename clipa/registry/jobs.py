@@ -43,6 +43,12 @@ WORDS: dict[str, Phase] = {
 """SLURM's states (squeue(1), JOB STATE CODES, of 20.11 to 25.05), and what a job in them does."""
 
 
+FAILED_LAUNCH = "launch failed requeued held"
+HOLDS = (FAILED_LAUNCH, "job requeued in held state", "JobHeldUser", "JobHeldAdmin")
+"""Reasons (squeue -o %r) with which a pending job waits for somebody to release it. The first is SLURM's own doing: a
+node could not start the job."""
+
+
 class Job(Record, frozen=True, kw_only=True):
     """A job as the scheduler described it at `t` (Unix time).
 
@@ -61,7 +67,8 @@ class Job(Record, frozen=True, kw_only=True):
     @property
     def phase(self) -> Phase | None:
         """What it does; None for a word that this clipa does not know."""
-        return WORDS.get(self.word)
+        found = WORDS.get(self.word)
+        return "held" if found == "queued" and self.reason in HOLDS else found
 
 
 class Jobs(Record, frozen=True, kw_only=True):

@@ -23,6 +23,7 @@ from processes import (
     adopt_orphans,
     answers,
     ask,
+    command_of,
     descendants,
     identify,
     is_alive,
@@ -49,6 +50,7 @@ class Daemons:
         self.options = options
         self.ports = ports
         self.shims: dict[str, int] = {}
+        self._old: dict[str, list[int]] = {}  # shims whose daemon died and left job steps behind
         self.nodes = node_names(options)
         self._environment = layout.environment()
         self._private: list[int] = []  # descriptors that no daemon may inherit
@@ -81,7 +83,8 @@ class Daemons:
         """SIGKILL a daemon, as a power cut would: for a node its job steps and tasks too."""
         if name not in self.shims:
             raise DevError(f"no daemon {name!r}: {', '.join(self.shims)}")
-        kill_below(self.shims[name])
+        for shim in (*self._old.pop(name, []), self.shims[name]):
+            kill_below(shim)
 
     def stop(self, name: str, seconds: float) -> None:
         """SIGTERM, then SIGKILL."""
@@ -119,7 +122,9 @@ class Daemons:
             time.sleep(0.05)
 
     def _runs(self, name: str) -> bool:
-        return name in self.shims and bool(descendants(self.shims[name]))
+        """Whether the daemon itself lives: job steps of a node outlive its slurmd."""
+        program = "slurmd" if name in self.nodes else name
+        return name in self.shims and any(command_of(pid) == program for pid in descendants(self.shims[name]))
 
     def _start_munged(self) -> None:
         folder = self.layout.folder / "munge"
@@ -179,6 +184,8 @@ class Daemons:
                 with open(self.layout.log(name), "a") as log:
                     log.write(f"cluster/dev: {error!r}\n")
             os._exit(0)
+        if name in self.shims:
+            self._old.setdefault(name, []).append(self.shims[name])
         self.shims[name] = pid
         self.save()
 
@@ -201,7 +208,8 @@ class Daemons:
 
     def save(self) -> None:
         """Record what runs, so that `down` finds it even when this process is gone."""
-        everything = {"supervisor": os.getpid(), **self.shims}
+        old = {f"{name} before {pid}": pid for name, pids in self._old.items() for pid in pids}
+        everything = {"supervisor": os.getpid(), **self.shims, **old}
         found = {name: process for name, pid in everything.items() if (process := identify(pid))}
         part = self.layout.record.with_suffix(".part")
         part.write_text(json.dumps(found))

@@ -45,6 +45,14 @@ def stat(pid: int) -> tuple[int, int, str] | None:
         return None
 
 
+def command_of(pid: int) -> str:
+    """The name of the program that a process runs, as the kernel keeps it (proc(5)); empty when it is gone."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
+
+
 def identify(pid: int) -> Process | None:
     """The process that has this pid now."""
     found = stat(pid)

@@ -62,6 +62,18 @@ def test_a_crashed_node_comes_back(slurm: Slurm) -> None:
     assert b"no daemon 'node9'" in done.stderr
 
 
+def test_a_killed_slurmd_is_started_again_beside_what_it_left(tmp_path: Path) -> None:
+    with running("--nodes", "1", "--gpus", "0") as cluster:
+        job = cluster.ask("sbatch", "--parsable", "-n1", "-o", "/dev/null", "--wrap", "sleep 1000").strip()
+        while cluster.ask("squeue", "-h", "-j", job, "-o", "%T").strip() != "RUNNING":
+            pass
+        os.kill(int((cluster.folder / "run" / "slurmd.node1.pid").read_text()), signal.SIGKILL)
+        cluster.start("node1")
+        assert cluster.ask("srun", "-n1", "printenv", "SLURMD_NODENAME").strip() == "node1"
+        folder = cluster.folder
+    assert not _daemons(folder), "the steps that the killed one left are gone too"
+
+
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [

@@ -51,6 +51,8 @@ DONE, BAD = State.DONE, State.FAILED
         (SUBMITTED, job("PENDING", "Priority"), None, DONE, State.QUEUED, "SLURM job 7: Priority"),
         (SUBMITTED, job("PENDING", "Resources", start=NOW + 60), None, DONE, State.QUEUED, "expected to start"),
         (SUBMITTED, job("REQUEUE_HOLD"), None, DONE, State.WAITING, "scontrol release 7"),
+        (SUBMITTED, job("PENDING", "JobHeldUser"), None, DONE, State.WAITING, "scontrol release 7"),
+        (SUBMITTED, job("PENDING", "launch failed requeued held"), None, DONE, State.WAITING, "launch failed"),
         (SUBMITTED, job("RUNNING"), None, DONE, State.STAGING, "not said a word"),
         (BEGUN, job("RUNNING"), 1.0, DONE, State.RUNNING, ""),
         (BEGUN, job("RUNNING"), 999.0, DONE, State.RUNNING, "no sign of life"),
