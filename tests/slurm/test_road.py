@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import time
 from pathlib import Path
+
+import pytest
 
 from clipa.registry import events
 from tests.e2e.conftest import CLIPA
@@ -113,3 +116,18 @@ def test_status_from_another_shell_without_slurm(field: Field) -> None:
     (status,) = json.loads(done.stdout)
     assert status["state"] == "RUNNING"
     field.run("cancel", run)
+
+
+@pytest.mark.long
+def test_where_nothing_may_be_requeued_a_successor_takes_over_and_what_waits_is_pointed_to_it(field: Field) -> None:
+    field.profile(table="requeue = false")
+    runs = field.submit("pipeline", "--set", "phases.finetune.samples=640")
+    first, child = field.job(runs[0]), field.job(runs[1])
+    field.at_step(runs[0], 5)
+    os.kill(field.last(runs[0], events.Spawned).pids[0], signal.SIGKILL)  # type: ignore[union-attr]
+    until(lambda: field.job(runs[0]) != first, "a successor")
+    said = field.slurm.ask("squeue", "-h", "-j", child, "-o", "%E")
+    assert f"afterok:{field.job(runs[0])}" in said
+    field.run("wait", *runs)
+    assert states(field, *runs) == ["DONE"] * 3
+    assert field.job(runs[1]) == child, "it was never submitted again"
