@@ -32,7 +32,7 @@ def test_a_pipeline_on_two_nodes_is_a_chain_of_jobs(field: Field) -> None:
     assert states(field, *runs) == ["DONE"] * 3
     assert len(field.said(runs[0], events.NodeEnded)) == 1
     score = json.loads(field.run("status", runs[2], "--json"))[0]["scores"][0]
-    assert score["top1"] > 60, "four flat colours are easy"
+    assert score["metrics"]["top1"] > 60, "four flat colours are easy"
     assert "step" in field.run("logs", runs[0])
     until(lambda: not field.queue(runs[2]), "an empty queue")
     assert not field.processes()
