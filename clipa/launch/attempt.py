@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from clipa.launch import containers, devices, render
+from clipa.launch import containers, devices, publishing, render
 from clipa.launch.children import Child, last_lines
 from clipa.launch.decide import Verdict
 from clipa.registry import events, records
@@ -76,8 +76,14 @@ class Attempt:
                     return lease
                 held.enter_context(devices.released_at_end(lease))
                 held.enter_context(containers.swept(self.plan))
-                staged = self._stage()
-                return staged or self._ranks(lease)
+                if staged := self._stage():
+                    return staged
+                if self.place.leads:
+                    publisher = publishing.alongside(
+                        self.run, self.plan, self.attempt, scratch, self._tick, self._leave_s
+                    )
+                    held.enter_context(publisher)
+                return self._ranks(lease)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
@@ -160,6 +166,9 @@ class Attempt:
         if place.leads:
             self.log.write(events.Spawned, pids=tuple(child.pid for child in children), start_ticks=_ticks(children))
         return self._watch(children, self.plan.phase) or Verdict("done")
+
+    def _leave_s(self) -> float | None:
+        return self.plan.limits.leave_s if self._asked() else None
 
     def _note(self, text: str) -> None:
         self.log.write(events.Waiting, reason=text)

@@ -94,6 +94,7 @@ def prepare(request: Request) -> Prepared:
             run_root=str(request.run_root),
             cache=str(request.cache),
             cache_limit=int(cluster.cache_limit_gib * 2**30),
+            publish=catalog.as_dataset(cluster.publish) if cluster.publish else None,
             name=request.name,
             seed=recipe.seed,
             parent=parent,

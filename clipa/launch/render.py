@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from clipa.launch import runtime
@@ -29,6 +30,20 @@ def stage_argv(run: RunDir, attempt: int, node: int = 0) -> list[str]:
     """The command that stages a run's data on one node; each has an event file of its own."""
     writer = ["--writer", f"stage-{node}"] if node else []
     return [sys.executable, "-m", "clipa.storage.stage", str(run.path), "--attempt", str(attempt), *writer]
+
+
+def publish_argv(run: RunDir, attempt: int, until: Path) -> list[str]:
+    """The command that publishes a run's checkpoints and results until the file `until` is there."""
+    return [
+        sys.executable,
+        "-m",
+        "clipa.storage.publish",
+        str(run.path),
+        "--attempt",
+        str(attempt),
+        "--until",
+        str(until),
+    ]
 
 
 def rank_argv(plan: Plan, run: RunDir, attempt: int) -> list[str]:

@@ -17,6 +17,7 @@ from clipa.spec.cluster import Dataset
 from clipa.spec.model import Model
 from clipa.spec.plan import Weights
 from clipa.storage.access import reached
+from clipa.storage.published import whole_checkpoint
 
 
 def from_word(
@@ -28,13 +29,14 @@ def from_word(
 
     Raises:
         ConfigError: a folder without a whole checkpoint, or a run that trained nothing.
+        InputError: a URL without a whole checkpoint.
         UnknownRun: no such run.
     """
     known = bound or {}
     if word in known and "://" in known[word].url:
-        return Weights(ref=known[word].url, source=known[word])
+        return _at_url(known[word])
     if "://" in word and not word.startswith("file://"):
-        return Weights(ref=word, source=reached(word, known))
+        return _at_url(reached(word, known))
     path = Path(word.removeprefix("file://")).expanduser()
     if path.is_dir():
         return _from_folder(path.absolute())
@@ -80,6 +82,11 @@ def check(weights: Weights, model: Model, run_root: Path) -> None:
     except msgspec.MsgspecError as error:
         raise ConfigError(f"the checkpoint's card cannot be read: {error}", where=weights.ref) from error
     cards.require_same_model(model, card.model, weights.ref)
+
+
+def _at_url(source: Dataset) -> Weights:
+    found = whole_checkpoint(source)
+    return Weights(ref=found.url, source=found)
 
 
 def _from_run(status: RunStatus, run_root: Path) -> Weights:

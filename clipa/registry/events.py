@@ -108,6 +108,15 @@ class Staged(Event, frozen=True, kw_only=True, tag="staged"):
     seconds: float
 
 
+class Published(Event, frozen=True, kw_only=True, tag="published"):
+    """A checkpoint is whole at `url` (no credentials in it); its size in bytes, and what the upload took in seconds."""
+
+    step: int
+    url: str
+    bytes: int
+    seconds: float
+
+
 class Spawned(Event, frozen=True, kw_only=True, tag="spawned"):
     """The ranks run: the process groups that the supervisor started, so that a cancel can reach them."""
 
@@ -220,6 +229,7 @@ AnyEvent: TypeAlias = (
     | Noted
     | Requeued
     | Staged
+    | Published
     | Spawned
     | Resolved
     | Begun

@@ -41,6 +41,7 @@ class Cluster(Struct, frozen=True, kw_only=True):
     `cache_limit_gib`: what staging keeps in the cache at most, 0 for any number.
     For `clipa plan`: `gpu_model` is a name of clipa.spec.hardware, or any other with `gpu_memory_gb` and `gpu_tflops`
     (dense bf16, in 1e12 FLOP/s) beside it; `gpu_price` is in dollars for one GPU and one hour.
+    `publish`: a URL to which checkpoints and results go, below the run's id.
     """
 
     backend: Literal["local", "slurm"] = "local"
@@ -50,6 +51,7 @@ class Cluster(Struct, frozen=True, kw_only=True):
     cache: str = ""
     nodes: int = 1
     cache_limit_gib: float = 0.0
+    publish: str | Dataset = ""
     gpus: Literal["auto"] | int = "auto"
     gpu_model: str = ""
     gpu_memory_gb: float = 0.0

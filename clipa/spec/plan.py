@@ -146,6 +146,7 @@ class Plan(Record, frozen=True, kw_only=True):
     run_root: str
     cache: str
     cache_limit: int = 0
+    publish: Dataset | None = None
     name: str = ""
     seed: int = 0
     parent: str = ""

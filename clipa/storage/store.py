@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from clipa.errors import ClipaError, InputError, StorageError
-from clipa.registry.run_dir import write_whole
+from clipa.registry.run_dir import copy_whole, write_whole
 from clipa.spec.cluster import Dataset
 from clipa.storage import options
 from clipa.storage import pattern as patterns
@@ -219,15 +219,40 @@ class Store:
         """
         path = self._path(name)
         if self.scheme == "file":
-            try:
-                write_whole(Path(path), data if isinstance(data, bytes) else data.read_bytes())
-            except OSError as error:
-                raise StorageError(f"cannot write: {error.strerror}", where=self._shown(name)) from error
+            self._write_here(Path(path), data, name)
         elif isinstance(data, bytes):
             self._call(lambda: self._fs.pipe_file(path, data), self._shown(name))
         else:
             # One put, or a multipart upload in pieces of 50 MiB that counts only once it is completed.
             self._call(lambda: self._fs.put_file(str(data), path), self._shown(name))
+
+    def write_new(self, name: str, data: bytes) -> bool:
+        """Write a small object if there is none of that name; whether it was written.
+
+        Stores that know no such condition write it after a look: two writers at the same moment may both succeed there.
+        """
+        path = self._path(name)
+        if self.scheme not in ("s3", "s3a"):
+            if self.exists(name):
+                return False
+            self.write(name, data)
+            return True
+        try:
+            self._call(lambda: self._fs.pipe_file(path, data, mode="create"), self._shown(name))
+        except FileExistsError:
+            return False
+        return True
+
+    def _write_here(self, path: Path, data: bytes | Path, name: str) -> None:
+        try:
+            if isinstance(data, bytes):
+                write_whole(path, data)
+            else:
+                copy_whole(data, path)
+        except OSError as error:
+            if error.filename == str(data):
+                raise
+            raise StorageError(f"cannot write: {error.strerror}", where=self._shown(name)) from error
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}"
@@ -241,7 +266,7 @@ class Store:
         while True:
             try:
                 return work()
-            except (ClipaError, NoRanges):
+            except (ClipaError, NoRanges, FileExistsError):
                 raise
             except Exception as error:
                 if not patience.pause(error):

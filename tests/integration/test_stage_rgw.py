@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -94,3 +96,22 @@ def test_a_server_that_dies_and_comes_back_costs_time_only(tmp_path: Path, rgw: 
     assert at_the_kill < 24, "the server died too late: the test proves nothing"
     assert (process.returncode, err) == (0, "")
     assert whole(folder, manifest) == 24
+
+
+@pytest.mark.parametrize("wire", ["http", "https"])
+def test_a_marker_is_written_once_and_files_by_obstore(
+    tmp_path: Path, rgw: Rgw, wire: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ceph honours If-None-Match; the upload runs in a process of its own, as all that uses obstore."""
+    source = Dataset(url=f"s3://{rgw.new_bucket()}/x", endpoint=getattr(rgw, wire))
+    store = Store(source)
+    assert store.write_new("COMPLETE", b"1")
+    assert not store.write_new("COMPLETE", b"2")
+    assert store.read("COMPLETE") == b"1"
+    (tmp_path / "big").write_bytes(content(0, 40 * MIB))
+    code = "import sys; from pathlib import Path; from clipa.storage.fast import FastStore, open_store; "
+    code += "from clipa.spec.cluster import Dataset; s = open_store(Dataset(url=sys.argv[1], endpoint=sys.argv[2])); "
+    code += "assert isinstance(s, FastStore); s.write('0.tar', Path(sys.argv[3]))"
+    subprocess.run([sys.executable, "-c", code, source.url, source.endpoint, tmp_path / "big"], check=True, timeout=60)
+    assert store.entry("0.tar").version.endswith("-3"), "three parts of 16 MiB"
+    assert store.read("0.tar") == content(0, 40 * MIB)

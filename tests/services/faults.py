@@ -34,7 +34,9 @@ class FaultProxy(ThreadingHTTPServer):
         self.upstream = upstream.removeprefix("http://")
         self.faults: list[Fault] = []
         self.met: list[Fault] = []
-        self.ranges = 0
+        self.ranges = self.puts = 0
+        self.hold_puts = False
+        self.paths: list[tuple[str, str]] = []
         self.stalled = threading.Event()
         self.release = threading.Event()
         self.on_range: Callable[[int], None] = lambda number: None
@@ -64,6 +66,11 @@ class _Handler(BaseHTTPRequestHandler):
     def _pass_on(self) -> None:
         ranged = self.command == "GET" and "Range" in self.headers
         fault = self.server.next_fault() if ranged else "ok"
+        self.server.paths.append((self.command, self.path))
+        if self.command == "PUT":
+            self.server.puts += 1
+            if self.server.hold_puts:
+                self.server.release.wait(60)
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         if fault in _ERRORS:
             status, document = _ERRORS[fault]

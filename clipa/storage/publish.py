@@ -1,0 +1,190 @@
+"""Publishing: the checkpoints and results of a run to a URL, marker last. Never from the trainer.
+
+`python -m clipa.storage.publish RUN_DIR --attempt N --until FILE` is a child of the supervisor. It watches the run
+directory until FILE is there, then brings what is left and says by its exit code whether all of it is remote. Nothing
+waits for it meanwhile: where it is slower than the checkpoints come, those in the middle may be passed over, the last
+one never is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import msgspec
+
+from clipa.errors import ClipaError, InputError, StorageError
+from clipa.registry import events
+from clipa.registry.run_dir import RunDir
+from clipa.spec import card
+from clipa.spec import plan as plans
+from clipa.spec.cluster import Dataset
+from clipa.storage import fast, published
+from clipa.storage.digest import Running, pinned
+from clipa.storage.manifest import Shard
+from clipa.storage.stage import RESUMABLE
+from clipa.storage.store import Store
+
+_POLL_S = 1.0
+_TRIES = 3
+_CHUNK = 1 << 20
+
+
+class Published(msgspec.Struct, frozen=True):
+    """A checkpoint that is remote now."""
+
+    step: int
+    url: str
+    bytes: int
+    seconds: float
+
+
+class Publisher:
+    """Brings one run to a URL. `store` lies at `<url>/<run>`."""
+
+    def __init__(self, run: RunDir, store: Store) -> None:
+        self.run, self.store = run, store
+        self._remote: set[str] = set()
+        self._results: dict[str, int] = {}
+
+    def checkpoint(self) -> Published | None:
+        """Bring the newest whole checkpoint that is not remote; None when there is none.
+
+        Raises:
+            InputError, StorageError: it could not be written.
+        """
+        for step, folder in reversed(self.run.complete_checkpoints()):
+            if folder.name in self._remote:
+                continue
+            began = time.monotonic()
+            try:
+                size = self._bring(folder)
+            except FileNotFoundError:
+                # Pruned while it was on its way: a newer one has taken its place.
+                self._remote.add(folder.name)
+                continue
+            self._remote.add(folder.name)
+            if size is not None:
+                url = f"{self.store.url}/{published.checkpoint_name(folder.name)}"
+                return Published(step, url, size, time.monotonic() - began)
+        return None
+
+    def results(self) -> None:
+        """Bring the plan and every evaluation that is not remote."""
+        for path in [self.run.plan, *sorted(self.run.evals.glob("[!.]*.json"))]:
+            name = path.relative_to(self.run.path).as_posix()
+            try:
+                data = path.read_bytes()
+            except FileNotFoundError:
+                continue
+            if self._results.get(name) != len(data):
+                self.store.write(name, data)
+                self._results[name] = len(data)
+
+    def _bring(self, folder: Path) -> int | None:
+        """Bytes of a checkpoint that was brought; None when it was there."""
+        name = published.checkpoint_name(folder.name)
+        marker = (folder / card.COMPLETE_NAME).read_bytes()
+        complete = f"{name}/{card.COMPLETE_NAME}"
+        if self.store.exists(complete):
+            return None
+        total = len(marker)
+        for file in sorted(msgspec.json.decode(marker, type=dict[str, object])):
+            if "/" in file or file.startswith("."):
+                raise StorageError(f"its COMPLETE names {file!r}", where=str(folder))
+            total += self._file(folder / file, f"{name}/{file}")
+        if not self.store.write_new(complete, marker) and self.store.read(complete) != marker:
+            raise StorageError(
+                "another attempt has published other files under this step",
+                where=f"{self.store.url}/{name}",
+                hint="stop the attempt that still runs elsewhere, or publish to another URL",
+            )
+        return total
+
+    def _file(self, path: Path, name: str) -> int:
+        size = path.stat().st_size
+        for _ in range(_TRIES):
+            self.store.write(name, path)
+            now = self.store.entry(name)
+            if now.size == size and _is(path, Shard(name=name, size=size, version=now.version)):
+                return size
+        raise StorageError(f"what arrived is not what was sent, {_TRIES} times", where=f"{self.store.url}/{name}")
+
+
+def _is(path: Path, remote: Shard) -> bool:
+    """Whether a file has the digest that the store has of the object; true where the store has none."""
+    running = Running(pinned(remote))
+    if not running.wanted.kind:
+        return True
+    with open(path, "rb", buffering=0) as file:
+        while chunk := file.read(_CHUNK):
+            running.update(chunk)
+    return running.fits
+
+
+def follow(run: RunDir, attempt: int, until: Path, target: Dataset) -> int:
+    """Publish what there is and what comes, until the file `until` is there; the exit code.
+
+    Trouble in between is said, and tried again with the next checkpoint; only what holds at the end counts.
+    """
+    base = target.url.rstrip("/")
+    publisher = Publisher(run, fast.open_store(msgspec.structs.replace(target, url=f"{base}/{run.id}")))
+    log = events.EventWriter(run, attempt, "publish")
+    while True:
+        last = until.exists()
+        why: ClipaError | None = None
+        try:
+            while done := publisher.checkpoint():
+                log.write(events.Published, step=done.step, url=done.url, bytes=done.bytes, seconds=done.seconds)
+                print(f"step {done.step}: {done.bytes:,} bytes in {done.seconds:.1f} s to {done.url}", flush=True)
+            publisher.results()
+        except ClipaError as error:
+            why = error
+            print(error, file=sys.stderr, flush=True)
+        if last:
+            log.close()
+            return why.exit_code if why else 0
+        if why:
+            time.sleep(10 * _POLL_S)
+        time.sleep(_POLL_S)
+
+
+def main() -> int:
+    """Entry of `python -m clipa.storage.publish`: the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="clipa.storage.publish", description="publish a run's checkpoints and results"
+    )
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("--attempt", type=int, required=True)
+    parser.add_argument("--until", type=Path, required=True)
+    arguments = parser.parse_args()
+    # An upload that is cut counts for nothing: the marker was not written.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(RESUMABLE))
+    run = RunDir(arguments.run_dir)
+    try:
+        target = plans.decode(run.plan.read_bytes()).publish
+        if target is None:
+            raise InputError("the plan names no URL to publish to", where=str(run.plan))
+        return follow(run, arguments.attempt, arguments.until, target)
+    except (OSError, msgspec.MsgspecError) as error:
+        print(f"{run.plan}: cannot be read: {error}", file=sys.stderr)
+        return 2
+    except ClipaError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    try:
+        code = main()
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
