@@ -27,10 +27,12 @@ from clipa.storage.store import PART, Changed, Store
 _PIECE = 256 << 10
 """Bytes a piece: 0.73 CPU seconds a GiB; 64 KiB 0.77, 1 MiB 0.89, 8 MiB 2.71 (page faults)."""
 _UPLOAD_PART = 16 << 20
+_UPLOAD_PATIENCE_S = 15.0
+"""After so long without success the other way of uploading tries its luck, for as long as stores are given."""
 _MOST_PARTS = 9_999
 """S3 takes 10,000."""
 _MOST_FAILURES = 8
-"""Failures without a byte in between after which a process reads by ranges only."""
+"""Failures after which a process that has not got a single byte by obstore reads by ranges only."""
 _CLIENT = {"connect_timeout": "10s", "read_timeout": "20s", "timeout": "6h"}
 """A stalled connection fails after `read_timeout`; `timeout` is for a whole object, and 30 s where it is not given."""
 _RETRY = {
@@ -65,20 +67,21 @@ class FastStore(Store):
         super().__init__(source)
         self._far = far
         self._failures = 0
+        self._works = False
 
     def chunks(self, name: str, size: int, start: int = 0, version: str = "") -> Iterator[bytes]:
         """The bytes of an object of known size from `start` on, in order, in pieces of at most `PART`."""
         at = start
         while at < size:
-            if self._failures < _MOST_FAILURES:
+            if self._works or self._failures < _MOST_FAILURES:
                 try:
                     for piece in self._stream(name, at, size, version):
                         at += len(piece)
-                        self._failures = 0
+                        self._works = True
                         yield piece
                 except Exception as error:
                     self._require_same(error, name)
-                    self._failures += 1
+                    self._fail(error)
             if at < size:
                 # Ranged: with patience, and with errors that say what is wrong.
                 upto = min(size, at + PART)
@@ -94,7 +97,7 @@ class FastStore(Store):
         import obstore
 
         part = max(_UPLOAD_PART, -(-data.stat().st_size // _MOST_PARTS))
-        patience = Patience()
+        patience = Patience(_UPLOAD_PATIENCE_S)
         while True:
             try:
                 obstore.put(self._far, self._key(name), data, chunk_size=part, max_concurrency=4)
@@ -126,6 +129,12 @@ class FastStore(Store):
             return name
         _, _, prefix = self._root.partition("/")
         return f"{prefix}/{name}" if prefix else name
+
+    def _fail(self, error: Exception) -> None:
+        self._failures += 1
+        if self._failures == _MOST_FAILURES and not self._works:
+            said = self.translated(error, self.url).what
+            print(f"obstore is not used any more for {self.url}: {said}", file=sys.stderr, flush=True)
 
     def _require_same(self, error: Exception, name: str) -> None:
         if type(error).__name__ == "PreconditionError":

@@ -233,14 +233,26 @@ class Store:
         """
         path = self._path(name)
         if self.scheme not in ("s3", "s3a"):
-            if self.exists(name):
-                return False
-            self.write(name, data)
-            return True
-        try:
-            self._call(lambda: self._fs.pipe_file(path, data, mode="create"), self._shown(name))
-        except FileExistsError:
+            return self._write_after_a_look(name, data)
+
+        def once() -> str:
+            try:
+                self._fs.pipe_file(path, data, mode="create")
+            except Exception as error:
+                # s3fs makes an EIO of it, which would be tried again for two minutes.
+                code = getattr(error.__cause__, "response", {}).get("Error", {}).get("Code", "")
+                if code in ("PreconditionFailed", "ConditionalRequestConflict", "NotImplemented"):
+                    return str(code)
+                raise
+            return ""
+
+        refused = self._call(once, self._shown(name))
+        return self._write_after_a_look(name, data) if refused == "NotImplemented" else not refused
+
+    def _write_after_a_look(self, name: str, data: bytes) -> bool:
+        if self.exists(name):
             return False
+        self.write(name, data)
         return True
 
     def _write_here(self, path: Path, data: bytes | Path, name: str) -> None:
@@ -266,7 +278,7 @@ class Store:
         while True:
             try:
                 return work()
-            except (ClipaError, NoRanges, FileExistsError):
+            except (ClipaError, NoRanges):
                 raise
             except Exception as error:
                 if not patience.pause(error):

@@ -184,7 +184,9 @@ def _start_cluster(folder: Path, stack: contextlib.ExitStack, fsid: str, address
 
 def _certify(folder: Path) -> None:
     key, certificate = folder / "rgw.key", folder / "rgw.crt"
+    # Not a CA: rustls refuses a CA's certificate as a server's.
     names = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
+    names += ["-addext", "basicConstraints=critical,CA:FALSE"]
     argv = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *names]
     _ceph(folder, [*argv, "-keyout", str(key), "-out", str(certificate)], conf=False)
     (folder / "rgw.pem").write_bytes(key.read_bytes() + certificate.read_bytes())
