@@ -160,7 +160,10 @@ def test_http_with_and_without_ranges(tmp_path: Path) -> None:
             source = Dataset(url=url)
             manifest = index(source)
             run = make_run(tmp_path / str(attempt), source, manifest)
-            assert call(run, env={**os.environ, "CLIPA_TRANSPORT": transport})[::2] == (0, "")
+            code, _, err = call(run, env={**os.environ, "CLIPA_TRANSPORT": transport})
+            assert code == 0
+            # obstore wants ranges: it is given up, and that is said.
+            assert (err == "") == bool(transport) or "obstore is not used any more" in err
             assert whole(staged_folder(str(tmp_path / str(attempt) / "cache"), manifest.digest), manifest) == 3
             assert staged_event(run).shards == 3
         running.shutdown()
