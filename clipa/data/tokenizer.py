@@ -107,7 +107,7 @@ def tokenizer(name: str) -> WordTokenizer:
     """The tokenizer of that name; one per process.
 
     Raises:
-        ConfigError: an unknown name, or BERT's vocabulary is not there (clipa.data.wordpiece.find_vocabulary).
+        ConfigError: an unknown name, or BERT's vocabulary is not there (clipa.storage.vocabulary.find_vocabulary).
         MissingPart: open_clip or tokenizers is not installed.
     """
     if name not in _TOKENIZERS:

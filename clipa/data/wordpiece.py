@@ -17,42 +17,11 @@ from clipa.data.open_clip_file import open_clip_file
 from clipa.data.words import WordTokenizer, is_plain
 from clipa.errors import ConfigError, MissingPart
 from clipa.reduction.text import Word
+from clipa.storage.vocabulary import FILE, HINT, find_vocabulary
 
-VARIABLE = "CLIPA_BERT_VOCAB"
-FILE = "vocab.txt"
 ENTRIES = 30_522
 PAD, UNKNOWN, START, SEPARATOR, MASK = 0, 100, 101, 102, 103
 SPECIAL = {"[PAD]": PAD, "[UNK]": UNKNOWN, "[CLS]": START, "[SEP]": SEPARATOR, "[MASK]": MASK}
-_HUB_NAMES = ("google-bert/bert-base-uncased", "bert-base-uncased")
-_HINT = (
-    f"set {VARIABLE} to {FILE} of bert-base-uncased or to the folder that holds it "
-    "(huggingface-cli download google-bert/bert-base-uncased vocab.txt fetches it where there is a network)"
-)
-
-
-def find_vocabulary() -> Path:
-    """The file of BERT's uncased vocabulary: where `CLIPA_BERT_VOCAB` says, else in the hub's cache. No network.
-
-    Raises:
-        ConfigError: it is in neither place.
-    """
-    named = os.environ.get(VARIABLE, "")
-    if named:
-        path = Path(named).expanduser()
-        path = path / FILE if path.is_dir() else path
-        if path.is_file():
-            return path
-        raise ConfigError("BERT's vocabulary is not there", where=f"{VARIABLE}={named}", hint=_HINT)
-    from huggingface_hub import try_to_load_from_cache  # comes with timm
-
-    for name in _HUB_NAMES:
-        if isinstance(found := try_to_load_from_cache(name, FILE), str):
-            return Path(found)
-    raise ConfigError(
-        "the tokenizer bert-wordpiece needs BERT's uncased vocabulary, which is not on this machine",
-        where=f"{VARIABLE} is not set, and the Hugging Face cache has no {_HUB_NAMES[0]}",
-        hint=_HINT,
-    )
 
 
 def read_vocabulary(path: Path) -> dict[str, int]:
@@ -64,7 +33,7 @@ def read_vocabulary(path: Path) -> dict[str, int]:
     try:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"the vocabulary cannot be read: {error}", where=str(path), hint=_HINT) from error
+        raise ConfigError(f"the vocabulary cannot be read: {error}", where=str(path), hint=HINT) from error
     entries = text.removesuffix("\n").split("\n")
     found = {entry.rstrip("\r"): number for number, entry in enumerate(entries)}
     if len(found) != ENTRIES or any(found.get(entry) != number for entry, number in SPECIAL.items()):
@@ -73,7 +42,7 @@ def read_vocabulary(path: Path) -> dict[str, int]:
             f"this is another vocabulary than BERT's uncased one: {len(found):,} entries, [CLS] is {start}",
             where=str(path),
             allowed=f"{ENTRIES:,} entries, [CLS] is {START}",
-            hint=_HINT,
+            hint=HINT,
         )
     return found
 
@@ -94,7 +63,7 @@ class WordPiece(WordTokenizer):
         except ImportError as error:
             raise MissingPart("the tokenizers library is not installed", hint="pip install 'clipa[train]'") from error
         self.end = end
-        self.path = vocabulary or find_vocabulary()
+        self.path = vocabulary or find_vocabulary(os.environ)
         model = models.WordPiece(read_vocabulary(self.path), unk_token="[UNK]", max_input_chars_per_word=100)  # noqa: S106
         self._pieces = Tokenizer(model)
         self._pieces.normalizer = normalizers.BertNormalizer(lowercase=True)

@@ -30,6 +30,7 @@ from clipa.storage import manifest as manifests
 from clipa.storage.access import STREAMS, choose
 from clipa.storage.dataset import index
 from clipa.storage.manifest import Manifest
+from clipa.storage.vocabulary import find_vocabulary
 
 
 class Prepared(NamedTuple):
@@ -64,7 +65,10 @@ def prepare(request: Request) -> Prepared:
     recipe, cluster = request.recipe.recipe, request.cluster
     pinned = pin.pin(cluster, request.run_root, request.cache, request.build)
     if pinned is None and cluster.slurm is None:
-        _require_training_part()  # a login node needs no torch, and the image has it
+        # A login node needs no torch and no vocabulary, and the image has both.
+        _require_training_part()
+        if recipe.model.text.tokenizer != "clip-bpe":
+            find_vocabulary({**os.environ, **cluster.env})
     world = _world(cluster)
     shelf = _Shelf(request)
     created = time.time()

@@ -183,6 +183,7 @@ def test_a_leased_gpu_is_waited_for_and_named(road: Road, monkeypatch: pytest.Mo
         (["submit", "pretrain", "--set", "phases.pretrain.image.size=17"], "not divisible"),
         (["submit", "pretrain", "--set", "phases.pretrain.data=nowhere"], "not bound"),
         (["submit", "pretrain", "--set", "phases.pretrain.data=/no/such/folder"], "/no/such/folder"),
+        (["submit", "pretrain", "--set", "model.family=v2"], "CLIPA_BERT_VOCAB"),
         (["submit", "finetune"], "no DONE run"),
         (["submit", "finetune", "--from", "nosuch"], "nosuch"),
         (["submit", "finetune", "--from", "/"], "neither a checkpoint nor a run"),

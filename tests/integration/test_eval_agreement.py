@@ -14,12 +14,12 @@ import torch
 
 from clipa.attempt.weights import read_tensors
 from clipa.data.tokenizer import tokenizer
-from clipa.data.wordpiece import VARIABLE
 from clipa.model.open_clip_names import to_open_clip
 from clipa.model.torchvision_guard import import_torchvision
 from clipa.spec.card import WEIGHTS_NAME
 from clipa.spec.evalset import EvalSet
 from clipa.spec.model import Model
+from clipa.storage.vocabulary import VARIABLE
 from tests.services.eval_runs import (
     MODEL,
     MODEL_V2,

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from clipa.data.open_clip_file import open_clip_file
 from clipa.data.tokenizer import tokenizer
-from clipa.data.wordpiece import VARIABLE, WordPiece, find_vocabulary, read_vocabulary
+from clipa.data.wordpiece import WordPiece, read_vocabulary
 from clipa.errors import ConfigError
+from clipa.storage.vocabulary import VARIABLE, find_vocabulary
 from tests.captions import captions
 from tests.vocabulary import made_vocabulary
 
@@ -85,19 +86,29 @@ def test_words_hold_the_ids_of_the_text(made: Path) -> None:
 def test_the_vocabulary_is_found_where_the_variable_says(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for value in (made, made.parent):
         monkeypatch.setenv(VARIABLE, str(value))
-        assert find_vocabulary() == made
+        assert find_vocabulary(os.environ) == made
     tokenizer.cache_clear()
     assert tokenizer("bert-wordpiece").end is None
     assert tokenizer("bert-wordpiece-sep").end == 0
     tokenizer.cache_clear()
 
 
-def test_the_hubs_cache_is_looked_at(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(VARIABLE, raising=False)
-    cache = tmp_path / "hub"
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+@pytest.mark.parametrize(
+    ("variable", "folder"),
+    [
+        ("HF_HUB_CACHE", ""),
+        ("HF_HOME", "hub"),
+        ("XDG_CACHE_HOME", "huggingface/hub"),
+        ("HOME", ".cache/huggingface/hub"),
+    ],
+)
+def test_the_hubs_cache_is_looked_at(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, folder: str
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    environment, cache = {variable: str(tmp_path)}, tmp_path / folder
     with pytest.raises(ConfigError, match="not on this machine") as caught:
-        find_vocabulary()
+        find_vocabulary(environment)
     assert VARIABLE in str(caught.value)
     assert "huggingface-cli download" in str(caught.value)
     repository = cache / "models--google-bert--bert-base-uncased"
@@ -106,7 +117,7 @@ def test_the_hubs_cache_is_looked_at(made: Path, tmp_path: Path, monkeypatch: py
     snapshot = repository / "snapshots" / "0123abc"
     snapshot.mkdir(parents=True)
     (snapshot / "vocab.txt").write_text(made.read_text())
-    assert find_vocabulary() == snapshot / "vocab.txt"
+    assert find_vocabulary(environment) == snapshot / "vocab.txt"
 
 
 @pytest.mark.parametrize(
@@ -124,13 +135,12 @@ def test_another_vocabulary_is_refused(made: Path, change: object, message: str)
         read_vocabulary(made)
 
 
-def test_a_vocabulary_that_is_no_text_or_not_there_is_refused(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_vocabulary_that_is_no_text_or_not_there_is_refused(made: Path) -> None:
     made.write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match="cannot be read"):
         read_vocabulary(made)
-    monkeypatch.setenv(VARIABLE, str(made.parent / "nowhere"))
     with pytest.raises(ConfigError, match="not there"):
-        find_vocabulary()
+        find_vocabulary({VARIABLE: str(made.parent / "nowhere")})
 
 
 def test_windows_line_ends_change_no_entry(made: Path) -> None:
