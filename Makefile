@@ -1,6 +1,6 @@
 # make demo: see it work.  make test: everything that can be tested on this machine.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long chaos check format lock clean train-env test-env
+.PHONY: help demo test test-long chaos science check format lock clean train-env test-env
 BIN := .venv/bin
 
 help: ## this list
@@ -20,6 +20,9 @@ test-long: test-env ## the tests that take longest, compilation among them (abou
 
 chaos: test-env ## N random faults (50) on random small runs on a real SLURM; RESULTS=FILE goes on where it stopped
 	@$(BIN)/python -m tests.slurm.chaos --n $(or $(N),50) --results $(or $(RESULTS),chaos.jsonl)
+
+science: train-env ## few tokens against all, at equal compute, three seeds (4 minutes of processor time): docs/science.md
+	@$(BIN)/python -m clipa.bench.science --to science
 
 check: test-env ## format, lint, types, import contracts (half a minute)
 	@began=$$(date +%s); echo "format, lint, types, import contracts:"; \

@@ -17,7 +17,7 @@ from clipa.registry import events
 from clipa.registry.run_dir import RunDir, write_whole
 from clipa.spec import plan as plans
 from clipa.spec.cluster import Dataset
-from clipa.spec.inputs import ImageInput, TextInput
+from clipa.spec.inputs import ImageInput, Jitter, TextInput
 from clipa.spec.job import Checkpoints, Optim, Pretrain
 from clipa.spec.model import ImageTower, Model, TextTower
 from clipa.spec.plan import Code, Data, Limits, Plan, World
@@ -26,6 +26,7 @@ from clipa.storage.manifest import Manifest, Shard
 
 STEPS, BATCH = 40, 8
 WORDS = ("red", "green", "blue", "grey")
+SQUARES = ImageInput(size=8)
 
 
 def _jpeg(number):
@@ -40,11 +41,11 @@ def make_run(tmp_path):
     manifest = Manifest(url="file:///somewhere", shards=(Shard(name="a.tar", size=len(raw), version="1"),))
     write_whole(manifests.staged_folder(str(tmp_path / "cache"), manifest.digest) / "a.tar", raw)
 
-    def make(name, processes=1, lr=1e-3, log_every=1):
+    def make(name, processes=1, lr=1e-3, log_every=1, image=SQUARES, **settings):
         phase = Pretrain(
-            data="squares", samples=STEPS * BATCH, batch=BATCH, image=ImageInput(size=8), text=TextInput(tokens=8),
+            data="squares", samples=STEPS * BATCH, batch=BATCH, image=image, text=TextInput(tokens=8),
             optim=Optim(lr=lr, warmup_samples=4 * BATCH), positions="sincos2d", precision="fp32",
-            checkpoint=Checkpoints(every_samples=4 * BATCH), log_every_samples=log_every * BATCH,
+            checkpoint=Checkpoints(every_samples=4 * BATCH), log_every_samples=log_every * BATCH, **settings,
         )  # fmt: skip
         model = Model(embed_dim=8, image=ImageTower(patch=4, width=16, layers=1, heads=2),
                       text=TextTower(width=8, layers=1, heads=2))  # fmt: skip
@@ -126,6 +127,18 @@ def test_two_processes_lose_what_one_loses(make_run):
     left, right = ([e.loss for e in _steps(run, 1)] for run in (one, two))
     assert len(left) == STEPS
     assert left[:12] == pytest.approx(right[:12], rel=1e-5)
+
+
+def test_several_passes_see_the_same_random_choices_as_one(make_run):
+    """Kept patches and colours are drawn anew in the second pass; so they must be those of the first."""
+    image = ImageInput(size=8, tokens=2, reduction="random", jitter=Jitter())
+    whole, parts = make_run("whole", image=image), make_run("parts", image=image, micro_batch=3)
+    for run in (whole, parts):
+        codes, said = _finish(_start(run, 1, 1))
+        assert codes == [0], said
+    left, right = ([(e.loss, e.grad_norm) for e in _steps(run, 1)] for run in (whole, parts))
+    for one, other in zip(left[:12], right[:12], strict=True):
+        assert one == pytest.approx(other, rel=1e-4)
 
 
 def test_asked_to_leave_saves_and_can_be_resumed(make_run):
