@@ -1,8 +1,8 @@
 """CPU and wall time of staging, beside s5cmd, rclone, aws and s3fs: `clipa bench stage URL [--endpoint URL]`.
 
 Every tool is a process of its own that brings the same shards to a fresh folder, start-up included; the tools take
-turns, after one round that is not counted. What came is compared with the listing, byte counts and names. Tools that are not
-installed are left out.
+turns, after one round that is not counted. What came is compared with the listing by names and sizes. Tools that are
+not installed are left out.
 """
 
 from __future__ import annotations
