@@ -16,6 +16,7 @@ from clipa.registry.liveness import is_alive
 from clipa.registry.run_dir import RunDir
 from clipa.registry.state import RunStatus, State
 
+_MARGIN_S = 15.0
 PATIENCE_S = 75.0
 """Seconds that a run gets to leave by itself: the supervisor gives its processes 60 to save."""
 
@@ -35,7 +36,7 @@ def cancel(runs: Sequence[RunStatus], patience: float = PATIENCE_S) -> list[RunS
         records.write_stop(folder, max([1, *folder.intents()]), "cancel")
     wanted = {run.run for run in live}
     roots = sorted({Path(run.root) for run in runs})
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + max([patience, *(_leave_s(run) + _MARGIN_S for run in live)])
     end_jobs(roots, wanted, waiting_only=True)
     while True:
         found = [s for s in look(roots).statuses if s.run in wanted]
@@ -51,6 +52,14 @@ def cancel(runs: Sequence[RunStatus], patience: float = PATIENCE_S) -> list[RunS
     _close_unheld(roots, wanted)
     everything = {run.run for run in runs}
     return [s for s in look(roots).statuses if s.run in everything]
+
+
+def _leave_s(run: RunStatus) -> float:
+    """Seconds that the processes of a run get to save: those of a large model need more than others."""
+    try:
+        return create.read_plan(Path(run.root) / run.run).limits.leave_s
+    except records.UNREADABLE:
+        return 0.0
 
 
 def _end(run: RunDir) -> None:
@@ -96,9 +105,9 @@ def resume(runs: Sequence[RunStatus]) -> list[RunStatus]:
                 again = [s for s in everything[first:] if _resumable(s)]
                 paths = [Path(s.root) / s.run for s in again]
                 plans = [create.read_plan(path) for path in paths]
-                jobs = {s.run: s.job for s in everything if s.state.is_live}
+                jobs = {s.run: s.job for s in everything if s.state.is_live and s.job}
                 tasks = create.resume(paths)
-                create.start(tasks, plans, after=jobs.get(plans[0].parent, ""))
+                create.start(tasks, plans, live=jobs)
                 resumed += again
     return resumed
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from clipa.errors import ConfigError, LaunchError
@@ -56,17 +56,17 @@ def create(prepared: Prepared) -> list[RunDir]:
     return runs
 
 
-def start(tasks: Sequence[Task], the_plans: Sequence[Plan], after: str = "") -> None:
+def start(tasks: Sequence[Task], the_plans: Sequence[Plan], live: Mapping[str, str] | None = None) -> None:
     """Hand runs whose intents are written to the machine, or to SLURM one job each, the next after the one before.
 
-    `after`: the SLURM job that the first one waits for.
+    `live`: SLURM's jobs of runs that go on already, for those that wait for them.
 
     Raises:
         LaunchError: a job could not be started; the runs show INTERRUPTED with the command that resumes them.
     """
     pin.check(the_plans)
     if the_plans[0].slurm is not None:
-        _start_slurm(tasks, the_plans, after)
+        _start_slurm(tasks, the_plans, live or {})
         return
     first = RunDir(tasks[0].path)
     minutes = sum(plan.limits.time_limit_minutes for plan in the_plans) + _MARGIN_MINUTES
@@ -77,15 +77,14 @@ def start(tasks: Sequence[Task], the_plans: Sequence[Plan], after: str = "") -> 
         writer.close()
 
 
-def _start_slurm(tasks: Sequence[Task], the_plans: Sequence[Plan], after: str) -> None:
+def _start_slurm(tasks: Sequence[Task], the_plans: Sequence[Plan], live: Mapping[str, str]) -> None:
     from clipa.launch import carry_on
 
-    jobs: dict[str, str] = {}
+    jobs = dict(live)
     for number, (task, plan) in enumerate(zip(tasks, the_plans, strict=True)):
         run = RunDir(task.path)
-        parent = jobs.get(plan.parent) or (after if not jobs else "")
         try:
-            jobs[run.id] = carry_on.submit(run, plan, task.submission, task.submission, parent)
+            jobs[run.id] = carry_on.submit(run, plan, task.submission, task.submission, jobs.get(plan.parent, ""))
         except LaunchError as error:
             for left in tasks[number:]:
                 _write_refusal(left, error.what)
