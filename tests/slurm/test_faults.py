@@ -33,6 +33,7 @@ def _all_end_as_they_must(faults: list[Fault], seed: int) -> None:
     assert not wrong, "\n\n".join(wrong)
 
 
+@pytest.mark.timeout(900)
 def test_faults_end_as_the_table_says() -> None:
     _all_end_as_they_must([BY_NAME[name] for name in SHORT], 1)
 
