@@ -13,7 +13,7 @@ from clipa.launch.conclude import Doing, conclude, doing_of, write_end
 from clipa.launch.sbatch import Batch
 from clipa.launch.submit import submit_slurm
 from clipa.launch.supervisor import read_plan
-from clipa.registry import events, records
+from clipa.registry import events, reading, records
 from clipa.registry.jobs import FAILED_LAUNCH, Job, live_of
 from clipa.registry.run_dir import RunDir, run_dirs
 from clipa.registry.scan import Scan
@@ -151,8 +151,12 @@ def _continue(facts: Facts, job: Job | None, states: dict[str, State]) -> bool:
     doing: Doing = doing_of(job, run.logs(facts.intent.attempt) / "submitit" / f"{facts.slurm_job}_0_log.err")
     never_began = facts.started == 0.0 or not _has_begun(run, facts.attempt)
     with only_one(run.path.parent):
-        if max([0, *run.intents()]) != max([0, *facts.intents]):
-            return False  # another command was quicker
+        again = reading.read(run).facts
+        if again is None or again.ended is not None or again.intents != facts.intents:
+            return False  # another command was quicker, or the run has said its last word meanwhile
+        asked = scheduler.describe_job(facts.slurm_job, plan.slurm.conf if plan.slurm else "")
+        if asked is not None and asked.phase != "over":
+            return False  # asked now, by its id: two jobs would be worse than a late one
         if not never_began:
             conclusion = conclude(run, plan, facts.attempt, facts.intent.submission, doing)
             write_end(run, facts.attempt, "settle", conclusion)

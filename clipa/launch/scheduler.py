@@ -109,7 +109,9 @@ def _ask_one(conf: str, runs: Sequence[Facts]) -> Jobs:
     path = _memory_file(conf, users)
     memory = _recall(path)
     now = time.time()
-    if 0 <= now - memory.t < FRESH_S:
+    remembered = {job.id for job in memory.jobs}
+    # An answer that is older than a job says nothing of it: that it is not listed would look like its end.
+    if 0 <= now - memory.t < FRESH_S and all(f.slurm_job in remembered for f in runs if f.slurm_job):
         return Jobs(jobs=memory.jobs)
     said = command(["squeue", "-h", "-a", "-r", "-t", "all", "-u", ",".join(users), "-o", _SQUEUE], conf, QUERY_S)
     if said.trouble:

@@ -12,7 +12,7 @@ from tests.slurm.faults import BY_NAME, TABLE, Fault
 
 SHORT = (
     "a rank of two nodes is killed", "the batch script is killed", "the time limit", "scontrol and sbatch fail",
-    "the node crashes", "no requeue allowed", "clipa cancel",
+    "the node crashes",
 )  # fmt: skip
 
 

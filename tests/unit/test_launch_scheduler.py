@@ -110,6 +110,23 @@ def test_one_question_however_many_runs(tools: Path, tmp_path: Path) -> None:
     assert len((tools / "sacct.calls").read_text().splitlines()) == 1
 
 
+def test_an_answer_that_is_older_than_a_job_is_not_used_for_it(
+    tools: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler, "FRESH_S", 1000.0)
+    shim(tools, "squeue", "printf '%s\\n' '1|RUNNING|None|N/A|x'")
+    shim(tools, "sacct", "exit 1")
+    first = run_facts(tmp_path / "runs", "r1", "1")
+    assert scheduler.ask([first])["r1"].find("1")
+    assert scheduler.ask([first])["r1"].find("1")
+    calls = tools / "squeue.calls"
+    assert len(calls.read_text().splitlines()) == 1, "a young answer is used again"
+    shim(tools, "squeue", "printf '%s\\n' '1|RUNNING|None|N/A|x' '2|RUNNING|None|N/A|y'")
+    second = run_facts(tmp_path / "runs", "r2", "2")
+    assert scheduler.ask([first, second])["r2"].find("2"), "it was submitted after that answer"
+    assert len(calls.read_text().splitlines()) == 2
+
+
 @pytest.mark.parametrize("script", ["exit 1", "sleep 60", "echo nonsense", "kill -9 $$"])
 def test_sacct_that_fails_or_hangs_is_no_news(tools: Path, tmp_path: Path, script: str) -> None:
     shim(tools, "squeue", "printf '%s\\n' '1|RUNNING|None|N/A|x'")
