@@ -21,9 +21,9 @@ HEAD = "# {what} Made by `make lock`; do not edit.\n"
 def main() -> None:
     """Write both files."""
     found = subprocess.run(
-        [sys.executable, "-m", "uv", "pip", "compile", "pyproject.toml", "-", "--extra", "train", "--universal",
-         "--python-version", "3.11", "--constraint", "constraints-cpu.txt", "--generate-hashes", "--no-annotate",
-         "--no-header", "--quiet"],
+        [sys.executable, "-m", "uv", "pip", "compile", "pyproject.toml", "-", "--extra", "train", "--extra", "fast",
+         "--universal", "--python-version", "3.11", "--constraint", "constraints-cpu.txt",
+         "--generate-hashes", "--no-annotate", "--no-header", "--quiet"],
         cwd=ROOT, input=BUILD, text=True, capture_output=True, check=False,
     )  # fmt: skip
     if found.returncode:

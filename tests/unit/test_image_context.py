@@ -150,7 +150,8 @@ def test_the_lock_files_hold_what_the_project_needs(variant: str) -> None:
     locked: dict[str, list[Requirement]] = {}
     for line in lines:
         locked.setdefault(canonicalize_name(Requirement(line).name), []).append(Requirement(line))
-    for word in (*project["dependencies"], *project["optional-dependencies"]["train"], "hatchling"):
+    extras = [word for extra in ("train", "fast") for word in project["optional-dependencies"][extra]]
+    for word in (*project["dependencies"], *extras, "hatchling"):
         wanted = Requirement(word)
         found = locked.get(canonicalize_name(wanted.name), [])
         versions = [next(iter(pin.specifier)).version.partition("+")[0] for pin in found]
