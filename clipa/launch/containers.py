@@ -79,22 +79,20 @@ def swept(plan: Plan) -> Iterator[None]:
 
     One may be there before: `kill -9` of a supervisor ends the client of its containers, not them.
     """
-    if plan.container is None or plan.container.runtime != "docker":
-        yield
-        return
-    remove(plan.run)
+    remove_all(plan)
     try:
         yield
     finally:
-        remove(plan.run)
+        remove_all(plan)
 
 
-def remove(run: str) -> list[str]:
-    """Remove every container of a run, found by its label; their ids."""
-    found = _docker("ps", "--all", "--quiet", *runtime.labels(run)).stdout.split()
+def remove_all(plan: Plan) -> None:
+    """Remove every container of a plan's run on this machine, found by its label."""
+    if plan.container is None or plan.container.runtime != "docker":
+        return
+    found = _docker("ps", "--all", "--quiet", *runtime.labels(plan.run)).stdout.split()
     if found:
         _docker("rm", "--force", *found)
-    return found
 
 
 def granted(pinned: Pinned) -> tuple[dict[str, str], str]:

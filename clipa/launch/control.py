@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clipa.errors import InputError, LaunchError
-from clipa.launch import create, pin
+from clipa.launch import containers, create, pin
 from clipa.launch.cancel_slurm import end_jobs
 from clipa.launch.children import end_processes
 from clipa.launch.look import look
@@ -50,6 +50,9 @@ def cancel(runs: Sequence[RunStatus], patience: float = PATIENCE_S) -> list[RunS
         time.sleep(0.1)
     end_jobs(roots, wanted)
     _close_unheld(roots, wanted)
+    for run in runs:  # a supervisor that was killed left its containers behind
+        if run.state is not State.DONE:
+            containers.remove_all(create.read_plan(Path(run.root) / run.run))
     everything = {run.run for run in runs}
     return [s for s in look(roots).statuses if s.run in everything]
 

@@ -167,7 +167,13 @@ def test_a_tag_that_moved_and_an_image_that_is_gone(project: Project, image: str
     plan = project.run_dir(run).plan
     pinned = json.loads(plan.read_text())["container"]["identity"]
     assert project.engine.docker("inspect", "--format", "{{.Image}}", project.containers(run)[0]) == pinned
+    started = [
+        e for e in events.read(project.run_dir(run).event_file(2, "supervisor")) if isinstance(e, events.Started)
+    ]
+    os.kill(started[0].pid, signal.SIGKILL)
+    project.until(lambda: project.status(run)["state"] == "INTERRUPTED", 20)
     project.run("cancel", run)
+    assert not project.containers(run), "what a killed supervisor left behind goes with cancel too"
     plan.write_text(plan.read_text().replace(pinned, "sha256:" + "0" * 64))
     assert "gone from this machine" in project.run("resume", run, code=2)
 
