@@ -28,7 +28,10 @@ pytest_plugins = ["tests.services.engine"]
 pytestmark = pytest.mark.timeout(1800)  # the first test builds the image
 
 CLIPA = str(Path(sys.executable).parent / "clipa")
-SMALL = ("--set", "phases.pretrain.samples=6400", "--set", "phases.finetune.samples=6400")
+SMALL = (
+    *("--set", "phases.pretrain.samples=5120", "--set", "phases.pretrain.evaluate.sets=[]"),
+    *("--set", "phases.finetune.samples=5120", "--set", "phases.finetune.evaluate.sets=[]"),
+)
 LONG = ("--set", "phases.pretrain.samples=200000", "--set", "phases.pretrain.checkpoint.every_samples=1280")
 
 
