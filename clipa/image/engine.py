@@ -18,8 +18,8 @@ from clipa.image.progress import Event, Raw, events
 LABEL = "org.clipa."
 _OCI = "org.opencontainers.image."
 _ANSWER_S = 20
-_BUILD_S = 24 * 3600
-"""The SDK's patience between two lines of a build: a quiet step of a big image may take long."""
+_WORK_S = 24 * 3600
+"""The SDK's patience between two lines of long work: a quiet step of a build, or `save` until its first byte."""
 _CURES = (
     "1. the daemon does not run: sudo systemctl start docker",
     "2. this user may not use it: sudo usermod -aG docker $USER, then log in again",
@@ -124,7 +124,7 @@ class Engine:
         stream = self._stream(
             self._client.api.build, fileobj=context, custom_context=True, dockerfile=dockerfile, tag=tag,
             buildargs=dict(args), platform=platform or None, nocache=no_cache, network_mode=network or None, rm=True,
-            forcerm=True, timeout=_BUILD_S,
+            forcerm=True, timeout=_WORK_S,
         )  # fmt: skip
         return events(stream)
 
@@ -139,10 +139,14 @@ class Engine:
         return events(self._stream(self._client.api.push, name, tag=tag, stream=True))
 
     def _stream(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Iterator[Raw]:
+        self._be_patient()
         raws: Iterator[object] = iter(_translated(call)(*args, decode=True, **kwargs))
         advance = _translated(lambda: next(raws, None))
         while (raw := advance()) is not None:
             yield msgspec.convert(raw, Raw, strict=False)
+
+    def _be_patient(self) -> None:
+        self._client.api.timeout = _WORK_S
 
     @_translated
     def tag(self, reference: str, name: str) -> None:
@@ -159,6 +163,7 @@ class Engine:
     @_translated
     def save(self, image: Image) -> Iterator[bytes]:
         """The bytes of a `docker save` archive, with one of the image's names in it."""
+        self._be_patient()
         name = image.tags[0] if image.tags else False
         chunks: Iterator[bytes] = self._client.images.get(image.id).save(named=name)
         return chunks
