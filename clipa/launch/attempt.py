@@ -171,7 +171,7 @@ class Attempt:
         return self.plan.limits.leave_s if self._asked() else None
 
     def _note(self, text: str) -> None:
-        self.log.write(events.Waiting, reason=text)
+        self.log.write(events.Noted, text=text)
 
     def _name_shortfall(self) -> None:
         """Fewer cores than the plan counts on: newer `srun` gives one unless it is told (srun(1), --cpus-per-task)."""
