@@ -62,11 +62,15 @@ def _peer(name: str, patch_dropout: float = 0.0) -> CLIP:
 
 
 @pytest.mark.parametrize(
-    ("preset", "pool"), [*((preset, "cls") for preset in PRESETS), ("S/16", "gap"), ("S/16", "gap-all")]
+    ("preset", "family", "pool"),
+    [
+        *((preset, family, FAMILIES[family].pools[0]) for preset in PRESETS for family in ("v1", "v2")),
+        *(("S/16", family, pool) for family, own in FAMILIES.items() for pool in own.pools),
+    ],
 )
-def test_our_towers_cost_what_the_formula_says(tmp_path: Path, preset: str, pool: str) -> None:
+def test_our_towers_cost_what_the_formula_says(tmp_path: Path, preset: str, family: FamilyName, pool: str) -> None:
     grid = 4
-    model, phase = _phase(tmp_path, preset, "v1", f"{{ tokens = {grid**2} }}", pool=pool)
+    model, phase = _phase(tmp_path, preset, family, f"{{ tokens = {grid**2} }}", pool=pool)
     with torch.device("meta"):
         clip = Clip(model, phase.image.size, phase.text.tokens, "learnable").eval()
     got = budget.phase_budget(model, phase)
