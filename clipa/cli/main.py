@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from clipa.cli import bench, cluster, convert, data, image, inspect, plan, runs, submit, sweep
+from clipa.cli import bench, cluster, convert, data, image, inspect, plan, reduce, runs, submit, sweep
 from clipa.errors import ClipaError
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ app.add_typer(data.app, name="data")
 app.add_typer(image.app, name="image")
 app.add_typer(cluster.app, name="cluster")
 app.add_typer(bench.app, name="bench")
+app.add_typer(reduce.app, name="reduce")
 runs.register(app)
 plan.register(app)
 sweep.register(app)

@@ -105,15 +105,16 @@ def _forms(lemma: str, kind: WordClass, irregular: list[str]) -> Iterator[tuple[
     for ending, share in _SHARES[kind].items():
         if ending in ("er", "est") and len(lemma) > _LONGEST_COMPARED:
             continue
-        own = [form for form in irregular if _takes_place(form, ending)]
+        own = [form for form in irregular if ending and _ending_of(form, kind) == ending]
         for form in own or [inflected(lemma, ending)]:
             yield form, share
 
 
-def _takes_place(form: str, ending: str) -> bool:
-    if ending in ("ing", "er", "est"):
-        return form.endswith(ending)
-    return ending in ("s", "ed") and not form.endswith(("ing", "er", "est"))
+def _ending_of(form: str, kind: WordClass) -> str:
+    """The regular ending in whose place an irregular form stands: feet has that of s, sat that of ed."""
+    others = {WordClass.VERB: ("ing", "s"), WordClass.ADJECTIVE: ("est", "er")}.get(kind, ())
+    usual = {WordClass.NOUN: "s", WordClass.VERB: "ed"}.get(kind, "")
+    return next((ending for ending in others if form.endswith(ending)), usual)
 
 
 def classes(folder: Path) -> dict[str, WordClass]:

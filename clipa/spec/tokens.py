@@ -6,7 +6,7 @@ import math
 
 import msgspec
 
-from clipa.spec.inputs import ImageInput
+from clipa.spec.inputs import ImageInput, ImageReduction
 
 SHOWN = 4
 """Valid values that an error names."""
@@ -30,29 +30,43 @@ def settled(image: ImageInput, patch: int) -> ImageInput:
         raise ValueError(f"image size {size} is not divisible by model.image.patch {patch} (nearest: {nearest})")
     grid = size // patch
     tokens = image.tokens or grid * grid
-    valid = _valid(image, grid, tokens)
-    if tokens not in valid:
-        near = sorted(sorted(valid, key=lambda n: (abs(n - tokens), n))[:SHOWN])
+    # A resized image without a size can have any grid, one with a size only its own.
+    near = nearest_tokens(image.reduction, grid, tokens)
+    cure = ""
+    if image.reduction == "resize" and image.size:
+        cure = f"; {tokens} tokens are {math.isqrt(tokens) * patch} px" if tokens in near else ""
+        near = [grid * grid]
+    if tokens not in near:
         of = f"of {grid * grid} patches ({size} px / {patch})" if image.size else f"with patch {patch}"
-        raise ValueError(
-            f"{image.reduction} cannot keep {tokens} tokens {of} (nearest: {', '.join(str(n) for n in near)})"
-        )
+        numbers = ", ".join(str(n) for n in sorted(near))
+        raise ValueError(f"{image.reduction} cannot keep {tokens} tokens {of} (nearest: {numbers}{cure})")
     return msgspec.structs.replace(image, size=size, tokens=tokens)
 
 
-def _valid(image: ImageInput, grid: int, tokens: int) -> set[int]:
-    """The numbers of tokens that the reduction can keep of grid x grid patches."""
-    match image.reduction:
+def nearest_tokens(reduction: ImageReduction, grid: int, tokens: int) -> list[int]:
+    """Numbers of tokens that a reduction can keep of grid x grid patches, at most `SHOWN`, the nearest first.
+
+    For `resize`, which makes the grid, those of any grid.
+    """
+    return sorted(_possible(reduction, grid, tokens), key=lambda n: (abs(n - tokens), n))[:SHOWN]
+
+
+def _possible(reduction: ImageReduction, grid: int, tokens: int) -> set[int]:
+    match reduction:
         case "resize":
-            if image.size:
-                return {grid * grid}
             return {n * n for n in range(1, math.isqrt(tokens) + 4)}
         case "random":
             return set(range(1, grid * grid + 1))
         case "block":
             return {n * n for n in range(1, grid + 1)}
         case "grid":
-            return {window_of(grid, n).kept for n in range(1, grid * grid + 1) if window_of(grid, n).kept == n}
+            windows = ((grid // side) ** 2 for side in _sides(grid))
+            return {whole * n for whole in windows for n in range(1, grid * grid // whole + 1)} | {grid * grid}
+
+
+def _sides(grid: int) -> list[int]:
+    """Sides of the windows that cover a grid: at most half of its side, so that the pattern repeats."""
+    return [side for side in range(2, max(2, grid // 2) + 1) if grid % side == 0]
 
 
 class Window(msgspec.Struct, frozen=True):
@@ -64,13 +78,9 @@ class Window(msgspec.Struct, frozen=True):
 
 
 def window_of(grid: int, tokens: int) -> Window:
-    """The smallest window that keeps exactly `tokens` of grid x grid patches.
-
-    It has 2 x 2 patches or more, and at most half of the grid's side, so that the pattern repeats.
-    """
-    for side in range(2, max(2, grid // 2) + 1):
-        if grid % side == 0 and tokens % (grid // side) ** 2 == 0:
-            per_window = tokens // (grid // side) ** 2
-            if 1 <= per_window <= side * side:
-                return Window(side, per_window, tokens)
+    """The smallest window, of 2 x 2 patches or more, that keeps exactly `tokens` of grid x grid patches."""
+    for side in _sides(grid):
+        per_window, rest = divmod(tokens, (grid // side) ** 2)
+        if not rest and 1 <= per_window <= side * side:
+            return Window(side, per_window, tokens)
     return Window(1, 1, grid * grid) if tokens == grid * grid else Window(0, 0, 0)
