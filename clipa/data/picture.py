@@ -181,7 +181,7 @@ def picture(pixels: dict[int, Pixels], sizes: Sizes, caption: str) -> Image.Imag
 
 
 def _texts(canvas: Canvas, y: float, sizes: Sizes, caption: str) -> Image.Image:
-    marked = tokenizer(sizes.tokenizer).end is not None
+    marked = bool(tokenizer(sizes.tokenizer).end)  # a 0 at the end is padding
     rows = kept_words(sizes, caption)
     whole = [word._replace(kept=word.tokens) for word in rows["truncate"]]
     for name, rule, words in (
