@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -43,16 +44,26 @@ CAPTIONS = [
 ]
 
 
-@pytest.fixture
-def taught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A folder of nltk's data with a tagger that six sentences have taught."""
-    folder = tmp_path / "taggers" / door.DATA
+@pytest.fixture(scope="module")
+def tagger_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of nltk's data with a tagger that six sentences have taught: one for all tests, as nltk keeps it."""
+    root = tmp_path_factory.mktemp("nltk")
+    folder = root / "taggers" / door.DATA
     folder.mkdir(parents=True)
-    monkeypatch.setattr(nltk_data, "path", [str(tmp_path)])
     sentences = [[tuple(pair.rsplit("/", 1)) for pair in line.split()] for line in TAGGED.strip().splitlines()]
     tagger = PerceptronTagger(load=False)
+    random.seed(0)  # it shuffles the sentences
     tagger.train(sentences, nr_iter=8)
-    tagger.save_to_json(lang="eng", loc=str(folder))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nltk_data, "path", [str(root)])  # where nltk lets itself write
+        tagger.save_to_json(lang="eng", loc=str(folder))
+    return root
+
+
+@pytest.fixture
+def taught(tagger_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """nltk finds that data and no other."""
+    monkeypatch.setattr(nltk_data, "path", [str(tagger_folder)])
     door.nltk_tagger.cache_clear()
     yield
     door.nltk_tagger.cache_clear()
