@@ -46,7 +46,7 @@ def _project(folder: Path, monkeypatch: pytest.MonkeyPatch, real: str, profile: 
 
 
 def _run(folder: Path, *words: str) -> str:
-    done = subprocess.run([CLIPA, *words], cwd=folder, capture_output=True, text=True, timeout=250, check=False)
+    done = subprocess.run([CLIPA, *words], cwd=folder, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, f"{words}: {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 

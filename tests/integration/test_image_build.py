@@ -26,7 +26,7 @@ CLIPA = [str(Path(sys.executable).parent / "clipa"), "image"]
 
 
 def clipa(*words: str, env: Mapping[str, str], code: int = 0) -> str:
-    done = subprocess.run([*CLIPA, *words], env=env, capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run([*CLIPA, *words], env=env, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == code, f"{words}: {done.returncode}\n{done.stdout}\n{done.stderr}"
     assert "Traceback" not in done.stderr
     return done.stdout if code == 0 else done.stderr

@@ -60,7 +60,7 @@ class Box:
     def run_dir(self, run: str) -> RunDir:
         return RunDir(self.runs / run)
 
-    def until(self, what: Callable[[], bool], seconds: float = 90) -> None:
+    def until(self, what: Callable[[], bool], seconds: float = 300) -> None:
         deadline = time.monotonic() + seconds
         while not what():
             assert time.monotonic() < deadline, self.said()

@@ -30,7 +30,7 @@ CLIPA = [str(Path(sys.executable).parent / "clipa"), "image"]
 
 def clipa(engine: Engine, *words: str, code: int = 0) -> tuple[str, str]:
     done = subprocess.run(
-        [*CLIPA, *words], env=engine.environment, capture_output=True, text=True, timeout=200, check=False
+        [*CLIPA, *words], env=engine.environment, capture_output=True, text=True, timeout=900, check=False
     )
     assert done.returncode == code, f"{words}: {done.returncode}\n{done.stdout}\n{done.stderr}"
     assert "Traceback" not in done.stderr
