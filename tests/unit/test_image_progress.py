@@ -14,6 +14,7 @@ STREAM = r"""
 {"stream":" ---\u003e 84731ecd19f2\n"}
 {"stream":"Step 2/3 : RUN apt-get update \u0026\u0026     apt-get install -y x"}
 {"stream":" ---\u003e Using cache\n"}
+{"stream":"words of the step before\n"}
 {"stream":"Step 3/3 : RUN pip install nosuch"}
 {"stream":" ---\u003e Running in 3f5e\n"}
 {"stream":"\u001b[91mERROR: No matching distribution found for nosuch\n\u001b[0m"}
@@ -38,7 +39,7 @@ def test_a_failing_step_keeps_its_last_lines_alone() -> None:
     assert found[0] == Step(1, 3, "FROM base AS system")
     assert found[1] == Step(2, 3, "RUN apt-get update && apt-get install -y x")
     assert found[2] == Cached()
-    assert found[4] == Output("ERROR: No matching distribution found for nosuch")
+    assert found[5] == Output("ERROR: No matching distribution found for nosuch")
     last = found[-1]
     assert isinstance(last, Failed)
     assert last.step == "RUN pip install nosuch"
