@@ -71,6 +71,12 @@ class Project:
     def containers(self, run: str) -> list[str]:
         return self.engine.docker("ps", "--all", "--quiet", *runtime.labels(run)).split()
 
+    def hang(self, run: str, image: str) -> str:
+        """A container of the run that does not leave by itself, as a trainer does that sees a newer attempt."""
+        label = f"{runtime.LABEL}run={run}"
+        words = ["--network", "none", "--label", label, "--entrypoint", "sleep", image, "1000"]
+        return self.engine.docker("run", "--detach", *words)[:12]
+
     def until(self, what: Callable[[], bool], seconds: float = 300) -> None:
         deadline = time.monotonic() + seconds
         while not what():
@@ -131,6 +137,7 @@ def test_kills_are_survived_and_no_container_is_left(project: Project, image: st
     os.kill(started[0].pid, signal.SIGKILL)
     project.until(lambda: project.status(run)["state"] == "INTERRUPTED", 60)
     assert project.containers(run) == second, "containers outlive kill -9 of their supervisor"
+    second.append(project.hang(run, image))
     project.run("resume", run)
     project.until(lambda: bool(_begun(folder, 3)))
     assert not set(second) & set(project.containers(run)), "found by their label, and removed"
@@ -175,6 +182,7 @@ def test_a_tag_that_moved_and_an_image_that_is_gone(project: Project, image: str
     ]
     os.kill(started[0].pid, signal.SIGKILL)
     project.until(lambda: project.status(run)["state"] == "INTERRUPTED", 60)
+    project.hang(run, image)
     project.run("cancel", run)
     assert not project.containers(run), "what a killed supervisor left behind goes with cancel too"
     plan.write_text(plan.read_text().replace(pinned, "sha256:" + "0" * 64))
