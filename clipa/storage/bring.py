@@ -60,7 +60,8 @@ def say(event: errand.Event) -> None:
 
 def _stage(request: errand.Stage, teller: _Teller) -> None:
     began = time.monotonic()
-    manifest = index(request.source)
+    store = fast.open_store(request.source)
+    manifest = index(request.source, store)
     for shard in manifest.shards:
         require_safe(shard.name)
     digest = manifest.digest
@@ -71,7 +72,7 @@ def _stage(request: errand.Stage, teller: _Teller) -> None:
         make_room_in_cache(Path(request.cache), request.limit, folder, manifest)
     before = Receipts(folder)
     filled = fill(
-        fast.open_store(request.source),
+        store,
         folder,
         manifest.shards,
         teller.tick,

@@ -14,14 +14,14 @@ from clipa.storage.manifest import Manifest, Shard
 from clipa.storage.store import Entry, Store
 
 
-def index(source: Dataset) -> Manifest:
+def index(source: Dataset, opened: Store | None = None) -> Manifest:
     """The shards of a dataset: from the `manifest.json` beside them, checked against the listing, or listed.
 
     Raises:
         InputError: no shards there, or a manifest that does not fit the shards.
         StorageError: the store does not answer.
     """
-    store = Store(source)
+    store = opened or Store(source)
     entries = {entry.name: entry for entry in store.list()}
     known = _beside(store)
     if known and not store.pattern:

@@ -148,10 +148,8 @@ class FastStore(Store):
 class _Credentials:
     """Credentials as botocore finds them: environment, profile, SSO, instance. obstore knows no profiles."""
 
-    def __init__(self, profile: str) -> None:
-        import botocore.session
-
-        found = botocore.session.Session(profile=profile or None).get_credentials()
+    def __init__(self, session: Any) -> None:
+        found = session.get_credentials()
         if found is None:
             raise StorageError("no credentials")
         self._found = found
@@ -166,24 +164,20 @@ class _Credentials:
         }
 
 
-def _region(source: Dataset) -> str:
-    import botocore.session
-
-    found = botocore.session.Session(profile=source.profile or None).get_config_variable("region")
-    return source.region or os.environ.get("AWS_REGION") or str(found or "us-east-1")
-
-
 def _s3(store: Store) -> Any:
+    import botocore.session
     from obstore.store import S3Store
 
     source, endpoint = store.source, options.endpoint_of(store.source)
-    given: dict[str, Any] = {"region": _region(source)}
+    session = botocore.session.Session(profile=source.profile or None)
+    region = source.region or os.environ.get("AWS_REGION") or session.get_config_variable("region")
+    given: dict[str, Any] = {"region": str(region or "us-east-1")}
     if endpoint:
         given["endpoint"] = endpoint
     if source.anonymous:
         given["skip_signature"] = True
     else:
-        given["credential_provider"] = _Credentials(source.profile)
+        given["credential_provider"] = _Credentials(session)
     if source.requester_pays:
         given["request_payer"] = True
     client = {**_CLIENT, "allow_http": endpoint.startswith("http://")}
