@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from clipa.launch import bad_nodes, scheduler, snapshot
 from clipa.launch.conclude import Doing, conclude, doing_of, write_end
+from clipa.launch.only_one import only_one
 from clipa.launch.sbatch import Batch
 from clipa.launch.submit import submit_slurm
 from clipa.launch.supervisor import read_plan
@@ -141,8 +142,6 @@ def _superseded(live: Iterable[Job]) -> list[Job]:
 
 def _continue(facts: Facts, job: Job | None, states: dict[str, State]) -> bool:
     """A run whose job is over and that nobody has given a final word."""
-    from clipa.launch.create import only_one
-
     run, plan = RunDir(facts.path), facts.plan
     assert facts.intent is not None
     parent = states.get(plan.parent) if plan.parent else None

@@ -11,6 +11,7 @@ from clipa.launch import containers, create, pin
 from clipa.launch.cancel_slurm import end_jobs
 from clipa.launch.children import end_processes
 from clipa.launch.look import look
+from clipa.launch.only_one import only_one
 from clipa.registry import events, records
 from clipa.registry.liveness import is_alive
 from clipa.registry.run_dir import RunDir
@@ -100,7 +101,7 @@ def resume(runs: Sequence[RunStatus]) -> list[RunStatus]:
         raise InputError("there is nothing to resume", where=said)
     resumed: list[RunStatus] = []
     for root in sorted({Path(run.root) for run in runs}):
-        with create.only_one(root):
+        with only_one(root):
             for group in sorted({run.group for run in runs if Path(run.root) == root}):
                 everything = [s for s in look([root]).statuses if s.group == group]
                 asked = {run.run for run in runs}

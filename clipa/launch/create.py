@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from clipa.errors import ConfigError, LaunchError
-from clipa.launch import pin
+from clipa.errors import LaunchError
+from clipa.launch import carry_on, pin
 from clipa.launch.prepare import Prepared
 from clipa.launch.submit import submit_local
 from clipa.launch.supervisor import Task
@@ -21,23 +19,6 @@ from clipa.storage import manifest as manifests
 
 FIRST = 1
 _MARGIN_MINUTES = 10
-
-
-@contextlib.contextmanager
-def only_one(run_root: Path) -> Iterator[None]:
-    """One submission at a time in a run root, so that a `--name` is never taken twice."""
-    try:
-        run_root.mkdir(parents=True, exist_ok=True)
-        lock = open(run_root / ".submit.lock", "a")  # noqa: SIM115 - closed below, where its lock ends
-    except OSError as error:
-        raise ConfigError(
-            f"the run root cannot be written: {error.strerror}",
-            where=str(run_root),
-            hint="set CLIPA_RUN_ROOT, or run_root in clipa.toml or in the cluster profile",
-        ) from error
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def create(prepared: Prepared) -> list[RunDir]:
@@ -78,8 +59,6 @@ def start(tasks: Sequence[Task], the_plans: Sequence[Plan], live: Mapping[str, s
 
 
 def _start_slurm(tasks: Sequence[Task], the_plans: Sequence[Plan], live: Mapping[str, str]) -> None:
-    from clipa.launch import carry_on
-
     jobs = dict(live)
     for number, (task, plan) in enumerate(zip(tasks, the_plans, strict=True)):
         run = RunDir(task.path)

@@ -11,6 +11,7 @@ from clipa.errors import ConfigError, InputError
 from clipa.launch import create, weights
 from clipa.launch.folders import folders
 from clipa.launch.look import look
+from clipa.launch.only_one import only_one
 from clipa.launch.prepare import Prepared, Request, check_init, kind_of, needs_weights, prepare, select_phases
 from clipa.launch.supervisor import Task
 from clipa.registry.scan import Scan
@@ -85,7 +86,7 @@ def _from(where: str) -> str:
 
 def submit(request: Request) -> Submission:
     """Submit, unless the request's name is taken by the same work already."""
-    with create.only_one(request.run_root):
+    with only_one(request.run_root):
         if request.name and (known := _known(request)):
             return _again(request, known)
         prepared = prepare(request)

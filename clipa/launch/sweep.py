@@ -15,6 +15,7 @@ import msgspec
 from clipa.errors import ConfigError, InputError
 from clipa.launch import create, request
 from clipa.launch.look import look
+from clipa.launch.only_one import only_one
 from clipa.launch.prepare import Prepared, Request, prepare
 from clipa.launch.request import Submission
 from clipa.launch.supervisor import Task
@@ -150,7 +151,7 @@ def _in_group(prepared: Prepared, group: str, number: int, point: tuple[str, ...
 def submit(sweep: Sweep) -> Submission:
     """Submit the grid, unless its name is taken by the same grid already."""
     run_root, name = sweep.requests[0].run_root, sweep.requests[0].name
-    with create.only_one(run_root):
+    with only_one(run_root):
         if name and (known := _known(run_root, name)):
             _require_same(sweep, known)
             states = ", ".join(f"{sum(s.state is state for s in known)} {state.value}" for state in State if
