@@ -14,7 +14,17 @@ from typing import IO, NamedTuple
 from clipa.errors import ConfigError, MissingPart
 
 DOCKERFILE = "docker/Dockerfile"
-ALLOWED = ("clipa", "jobs", "cluster", DOCKERFILE, "docker/lock-*.txt", "pyproject.toml", "README.md", "LICENSE")
+ALLOWED = (
+    "clipa",
+    "jobs",
+    "cluster",
+    DOCKERFILE,
+    "docker/lock-*.txt",
+    "docker/words",
+    "pyproject.toml",
+    "README.md",
+    "LICENSE",
+)
 """The build context, as paths and patterns in the checkout; `.dockerignore` allows the same."""
 _LEFT_OUT = ("__pycache__",)
 REPOSITORY = "clipa"

@@ -12,7 +12,7 @@ FILE = "vocab.txt"
 HINT = (
     f"set {VARIABLE} to {FILE} of bert-base-uncased or to the folder that holds it, in the shell or under [env] of the "
     "cluster profile (huggingface-cli download google-bert/bert-base-uncased vocab.txt fetches it where there is a "
-    "network)"
+    "network; docker/words/README.md puts it into an image)"
 )
 _HUB_NAMES = ("google-bert/bert-base-uncased", "bert-base-uncased")
 

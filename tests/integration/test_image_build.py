@@ -74,6 +74,17 @@ def test_it_runs_as_any_user_and_is_whole(engine: Engine, image: str, user: str)
     engine.docker(*run, "--entrypoint", "sh", image, "-c", writable)
 
 
+def test_a_vocabulary_is_looked_for_in_the_image(engine: Engine, image: str, tmp_path: Path) -> None:
+    (tmp_path / "vocab.txt").write_text("[PAD]\n")
+    ask = "import os, clipa.storage.vocabulary as v; print(v.find_vocabulary(os.environ))"
+    mount = ("-v", f"{tmp_path / 'vocab.txt'}:/opt/words/vocab.txt:ro")
+    found = engine.docker("run", "--rm", "--network=none", *mount, "--entrypoint", "python", image, "-c", ask)
+    assert found.strip() == "/opt/words/vocab.txt"
+    assert "vocab.txt" in engine.docker(
+        "run", "--rm", "--network=none", "--entrypoint", "cat", image, "/opt/words/README.md"
+    )
+
+
 def test_a_compiler_for_torch_is_there(engine: Engine, image: str) -> None:
     code = "import sysconfig, pathlib; print((pathlib.Path(sysconfig.get_path('include')) / 'Python.h').is_file())"
     words = ["run", "--rm", "--network", "none", "--entrypoint", "sh", image, "-c"]
