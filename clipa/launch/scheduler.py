@@ -64,6 +64,8 @@ def expanded(path: str) -> str:
 
 def command(argv: Sequence[str], conf: str, limit: float = ACT_S) -> Said:
     """Run one of SLURM's commands, for `limit` seconds at most."""
+    if conf and not os.path.isfile(expanded(conf)):
+        return Said("", f"{expanded(conf)} is not there")  # scontrol of SLURM 22.05 tries for 59 s before it says so
     try:
         process = subprocess.Popen(
             argv, env=environment(conf), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
