@@ -12,6 +12,7 @@ Nothing is removed that a live run has pinned, that somebody is filling, or that
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -76,14 +77,21 @@ def use(folder: Path, about: About, run: Path | None = None) -> None:
     """Say that a dataset is about to be used, by a run where one is given."""
     folder.mkdir(parents=True, exist_ok=True)
     if _about(folder) != about:
-        for torn in folder.glob(f".{_ABOUT}.*.part"):  # of a writer that was killed
-            if time.time() - torn.stat().st_mtime > _TORN_S:
-                torn.unlink(missing_ok=True)
+        _drop_torn(folder, f".{_ABOUT}.*.part")
         write_whole(folder / _ABOUT, msgspec.json.encode(about) + b"\n")
     if run is not None:
         (folder / _PINS).mkdir(exist_ok=True)
+        _drop_torn(folder / _PINS, ".*.part")
         write_whole(folder / _PINS / run.name, os.fsencode(run) + b"\n")
     (folder / _USED).touch()
+
+
+def _drop_torn(folder: Path, pattern: str) -> None:
+    """Remove what writers that were killed left; a young one's writer may live."""
+    for torn in folder.glob(pattern):
+        with contextlib.suppress(FileNotFoundError):  # another process was quicker
+            if time.time() - torn.stat().st_mtime > _TORN_S:
+                torn.unlink()
 
 
 def listing(cache: Path, is_live: IsLive | None = None) -> list[Cached]:

@@ -108,6 +108,6 @@ def whole(folder: Path, manifest: Manifest) -> int:
 
 
 def parts(folder: Path) -> list[str]:
-    """Part files of shards."""
-    found = [name for _, _, names in os.walk(folder) for name in names]
+    """Part files of shards. Those of small records (`..about.json`, `.pins/`) are swept when they are old."""
+    found = [name for at, _, names in os.walk(folder) for name in names if Path(at).name != ".pins"]
     return [name for name in found if name.endswith(".part") and not name.startswith("..")]

@@ -97,6 +97,18 @@ def test_what_is_about_to_be_used_stays_and_torn_removals_are_finished(cache: Pa
     assert _names(cache) == ["b"]
 
 
+def test_old_torn_records_of_killed_writers_are_swept_and_young_ones_stay(cache: Path) -> None:
+    folder, about = cache / "staged" / "a", About(url="s3://b/other", bytes=1, shards=1)
+    (folder / ".pins").mkdir()
+    for at in (folder / "..about.json.1.2.part", folder / ".pins" / ".live.1.2.part"):
+        at.touch()
+        os.utime(at, (1, 1))
+        at.with_name(at.name.replace(".1.", ".9.")).touch()
+    use(folder, about, Path("/runs/live"))
+    left = sorted(path.name for path in folder.rglob("*.part"))
+    assert left == ["..about.json.9.2.part", ".live.9.2.part"]
+
+
 def test_an_empty_cache(tmp_path: Path) -> None:
     assert listing(tmp_path / "absent") == []
     assert sweep(tmp_path / "absent", 0).removed == ()
