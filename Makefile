@@ -13,7 +13,7 @@ help: ## this list
 demo: train-env ## install, make the demo's data, pre-train, fine-tune and evaluate a small CLIP (about 3 minutes)
 	@$(BIN)/clipa submit pipeline --name demo --wait
 
-test: check ## check, then all tests; what is skipped says why (about 10 minutes)
+test: check ## check, then all tests; what is skipped says why (20 to 25 minutes)
 	@echo "tests:"
 	@$(BIN)/python -m pytest --quiet
 
