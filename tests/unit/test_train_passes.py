@@ -100,8 +100,11 @@ def _rank(rank, world, port, out):
 
 def _counted(exchanged: list[int], bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
     exchanged.append(1)
-    work = dist.all_reduce(bucket.buffer().div_(dist.get_world_size()), async_op=True)
-    return work.get_future().then(lambda done: done.value()[0])
+    mean = bucket.buffer().div_(dist.get_world_size())
+    dist.all_reduce(mean)  # waited for here: a callback in gloo's thread may outlive the interpreter, which then aborts
+    done: torch.futures.Future[torch.Tensor] = torch.futures.Future()
+    done.set_result(mean)
+    return done
 
 
 def test_four_processes_in_several_passes_give_the_gradients_of_one(tmp_path):
