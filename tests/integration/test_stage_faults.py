@@ -6,7 +6,6 @@ The shards are pinned by nothing but what an S3 server says of them, which is th
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,27 +17,13 @@ from clipa.storage.dataset import index
 from clipa.storage.digest import pinned
 from clipa.storage.manifest import Manifest, staged_folder
 from clipa.storage.stage import stage
-from tests.services.faults import Fault, FaultProxy, fault_proxy
-from tests.services.s3 import client, new_bucket, s3_server
+from tests.services.faults import Fault, FaultProxy
+from tests.services.s3 import client, new_bucket
 from tests.services.stage_runs import MIB, content, make_run, parts, staged_event, start, whole
 
+pytest_plugins = ["tests.services.wire"]
+
 SIZE = 9 * MIB
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with s3_server() as url:
-        yield url
-
-
-@pytest.fixture
-def proxy(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setenv("CLIPA_TRANSPORT", "fsspec")  # in ranges; test_stage_fast.py has the same by streams
-    with fault_proxy(server) as running:
-        yield running
 
 
 def upload_in_parts(s3: Any, bucket: str, key: str, data: bytes, part: int) -> None:

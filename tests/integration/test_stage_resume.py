@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,27 +15,13 @@ from clipa.storage.manifest import Manifest, staged_folder
 from clipa.storage.part import Part, journal_of
 from clipa.storage.stage import stage
 from clipa.storage.store import PART, Store
-from tests.services.faults import FaultProxy, fault_proxy
-from tests.services.s3 import new_bucket, s3_server
+from tests.services.faults import FaultProxy
+from tests.services.s3 import new_bucket
 from tests.services.stage_runs import MIB, call, content, make_run, parts, staged_event, start, whole, write_shards
 
+pytest_plugins = ["tests.services.wire"]
+
 SIZE = 3 * PART + MIB
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with s3_server() as url:
-        yield url
-
-
-@pytest.fixture
-def proxy(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setenv("CLIPA_TRANSPORT", "fsspec")  # in ranges; test_stage_fast.py has the same by streams
-    with fault_proxy(server) as running:
-        yield running
 
 
 @pytest.fixture

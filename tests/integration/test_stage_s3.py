@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,25 +14,11 @@ from clipa.storage.dataset import index, publish_manifest
 from clipa.storage.manifest import Manifest, staged_folder
 from clipa.storage.stage import stage
 from clipa.storage.store import Store
-from tests.services.faults import Fault, FaultProxy, fault_proxy
-from tests.services.s3 import new_bucket, s3_server
+from tests.services.faults import Fault, FaultProxy
+from tests.services.s3 import new_bucket
 from tests.services.stage_runs import MIB, call, content, make_run, parts, staged_event, start, whole, write_shards
 
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with s3_server() as url:
-        yield url
-
-
-@pytest.fixture
-def proxy(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setenv("CLIPA_TRANSPORT", "fsspec")  # in ranges; test_stage_fast.py has the same by streams
-    with fault_proxy(server) as running:
-        yield running
+pytest_plugins = ["tests.services.wire"]
 
 
 @pytest.fixture

@@ -1,0 +1,26 @@
+"""An S3 server behind a wire that breaks, read in ranges: fixtures of the staging tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.services.faults import FaultProxy, fault_proxy
+from tests.services.s3 import s3_server
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with s3_server() as url:
+        yield url
+
+
+@pytest.fixture
+def proxy(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("CLIPA_TRANSPORT", "fsspec")  # in ranges; test_stage_fast.py has the same by streams
+    with fault_proxy(server) as running:
+        yield running
