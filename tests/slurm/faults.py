@@ -30,7 +30,7 @@ class Fault(NamedTuple):
     """`inject` gets the project, the run and a source of chance; `attempts`: at least so many; `says`: in its error."""
 
     name: str
-    inject: Callable[[Field, str, random.Random], None]
+    inject: Callable[[Field, str, random.Random], object]
     state: str = "DONE"
     attempts: int = 1
     says: str = ""
@@ -49,15 +49,19 @@ def _ranks(field: Field, run: str) -> list[int]:
 
 
 def _supervisors(field: Field, run: str, node: int) -> list[int]:
-    mark = f"SLURM_PROCID={node}".encode()
     found = []
     for pid, _ in processes_with(f"submitit.core._submit {field.dir(run).path}/"):
         try:
-            if mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+            if _environment(pid).get("SLURM_PROCID") == str(node):
                 found.append(pid)
         except OSError:
             continue
     return found
+
+
+def _environment(pid: int) -> dict[str, str]:
+    lines = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    return {name.decode(): value.decode() for name, _, value in (line.partition(b"=") for line in lines) if name}
 
 
 def _kill_supervisor(field: Field, run: str, chance: random.Random) -> None:
@@ -93,14 +97,25 @@ def _warn(field: Field, run: str, chance: random.Random) -> None:
 
 
 def _end_time(field: Field, run: str, chance: random.Random) -> None:
-    field.slurm.ask("scontrol", "update", f"jobid={field.job(run)}", "EndTime=now+1")
+    """The trainer is held until the limit strikes: slurmctld looks at the limits only once in a while."""
+    ranks = _end_time_hung(field, run, chance)
+    asked = Path(_environment(ranks[0])["CLIPA_STOP_FILE"])
+    until(lambda: asked.exists() or not _alive(ranks), f"{run}: its time is over")  # SLURM's TERM may be quicker
+    for pid in _alive(ranks):
+        os.kill(pid, signal.SIGCONT)
 
 
-def _end_time_hung(field: Field, run: str, chance: random.Random) -> None:
+def _end_time_hung(field: Field, run: str, chance: random.Random) -> list[int]:
     """The trainer can't save: SLURM kills everything after KillWait."""
-    for pid in _ranks(field, run):
+    ranks = _ranks(field, run)
+    for pid in ranks:
         os.kill(pid, signal.SIGSTOP)
-    _end_time(field, run, chance)
+    field.slurm.ask("scontrol", "update", f"jobid={field.job(run)}", "EndTime=now+1")
+    return ranks
+
+
+def _alive(pids: list[int]) -> list[int]:
+    return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
 
 
 def _preempt(field: Field, run: str, chance: random.Random) -> None:
