@@ -137,6 +137,51 @@ def gc(
         transfer.print_swept(swept, dry_run)
 
 
+Workers = Annotated[int, typer.Option("--workers", min=0, help="Processes; as many as there are cores if not given.")]
+
+
+@app.command(epilog="Example: clipa data doctor s3://bucket/laion --shards '{00000..00009}'")
+def doctor(
+    url: Url,
+    shards: Shards = "",
+    workers: Workers = 0,
+    endpoint: Endpoint = "",
+    region: Region = "",
+    profile: Profile = "",
+    anonymous: Anonymous = False,
+    requester_pays: RequesterPays = False,
+    cluster: Cluster = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Read shards and report bad images, missing captions, twice the same key, broken tars. Exit code 1 when any."""
+    from clipa.cli import transfer
+    from clipa.storage import errand
+
+    place = transfer.place(cluster)
+    source = transfer.source(place, url, shards, endpoint, region, profile, anonymous, requester_pays)
+    _training_part("clipa.data.doctor", errand.Doctor(source=source, workers=workers, json=json))
+
+
+def _training_part(module: str, request: object) -> None:
+    """Have a module that needs clipa's training part do what a request says; its exit code is ours."""
+    import importlib.util
+    import subprocess
+    import sys
+
+    import msgspec
+
+    from clipa.errors import MissingPart
+
+    if importlib.util.find_spec("torch") is None or importlib.util.find_spec("simplejpeg") is None:
+        raise MissingPart("reading images needs clipa's training part", hint="pip install 'clipa[train]'")
+    process = subprocess.Popen([sys.executable, "-m", module], stdin=subprocess.PIPE)
+    try:
+        process.communicate(msgspec.json.encode(request))
+    except KeyboardInterrupt:
+        process.wait()
+    raise typer.Exit(process.returncode)
+
+
 class Made(StrEnum):
     """What `clipa data demo` can make."""
 

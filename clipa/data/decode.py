@@ -113,6 +113,28 @@ def decode_train(data: bytes, image: ImageInput, size: int, draws: Draws, where:
     return _resized(part, size, size)
 
 
+class HugeImage(DataError):
+    """An image of more than MAX_PIXELS, or of none."""
+
+
+def check_image(data: bytes, where: str) -> tuple[int, int]:
+    """(height, width) of an image that training could decode; every bit of it is read, at the smallest DCT scale.
+
+    Raises:
+        HugeImage: too large.
+        DataError: broken, truncated or unknown.
+    """
+    size = (0, 0)
+
+    def cut_of(height: int, width: int) -> Cut:
+        nonlocal size
+        size = height, width
+        return Cut(Box(0, 0, height, width), 8)
+
+    _decode(data, cut_of, where)
+    return size
+
+
 def decode_eval(
     data: bytes, size: int, where: str, resize: Resize = "shorter", interpolation: Interpolation = "bicubic"
 ) -> Pixels:
@@ -186,7 +208,7 @@ def _decode_any(data: bytes, where: str) -> Pixels:
     except DataError:
         raise
     except Image.DecompressionBombError as error:
-        raise DataError("the image is too large", where=where, allowed=f"{MAX_PIXELS} pixels") from error
+        raise HugeImage("the image is too large", where=where, allowed=f"{MAX_PIXELS} pixels") from error
     except Exception as error:  # Pillow's plugins raise nearly anything on broken files
         raise DataError(f"the image cannot be decoded ({type(error).__name__}: {error})", where=where) from error
 
@@ -202,7 +224,7 @@ def _rgb(picture: Image.Image) -> Pixels:
 
 def _require_size(height: int, width: int, where: str) -> None:
     if height * width > MAX_PIXELS or height < 1 or width < 1:
-        raise DataError(f"the image is {width}x{height} pixels", where=where, allowed=f"1 to {MAX_PIXELS} pixels")
+        raise HugeImage(f"the image is {width}x{height} pixels", where=where, allowed=f"1 to {MAX_PIXELS} pixels")
 
 
 def _resized(pixels: Pixels, height: int, width: int) -> Pixels:

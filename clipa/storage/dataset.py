@@ -23,7 +23,7 @@ def index(source: Dataset, opened: Store | None = None) -> Manifest:
     """
     store = opened or Store(source)
     entries = {entry.name: entry for entry in store.list()}
-    known = _beside(store)
+    known = beside(store)
     if known and not store.pattern:
         # The manifest is written last: what it does not name is of an older or an unfinished writing.
         names = sorted(known)
@@ -53,7 +53,7 @@ def listed(store: Store, doubt: bool = False) -> tuple[Manifest, list[str]]:
     if store.pattern:
         raise InputError("a manifest is of a whole folder", where=f"{store.url}/{store.pattern}", allowed=store.url)
     entries = store.list()
-    known = _beside(store)
+    known = beside(store)
     shards = []
     for entry in entries:
         if not entry.name.endswith(".tar"):
@@ -90,7 +90,7 @@ def _shard(store: Store, name: str, entry: Entry | None, listed: Shard | None) -
     return listed
 
 
-def _beside(store: Store) -> dict[str, Shard]:
+def beside(store: Store) -> dict[str, Shard]:
     """The shards of the manifest beside them; empty where there is none, or a JSON file that is another program's."""
     if not store.exists(manifests.MANIFEST_NAME):
         return {}

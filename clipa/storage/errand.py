@@ -52,6 +52,25 @@ class Verify(Request, frozen=True, kw_only=True, tag="verify"):
 AnyRequest = Stage | Index | Verify
 
 
+class Doctor(Record, frozen=True, kw_only=True):
+    """Read every shard of a dataset and say what is wrong: for `python -m clipa.data.doctor`, on its standard input."""
+
+    source: Dataset
+    workers: int = 0
+    json: bool = False
+
+
+class Shrink(Record, frozen=True, kw_only=True):
+    """Rewrite a dataset's shards smaller, at `target`: for `python -m clipa.data.shrink`, on its standard input."""
+
+    source: Dataset
+    target: Dataset
+    short_side: int
+    quality: int
+    workers: int = 0
+    json: bool = False
+
+
 class Event(Record, frozen=True, kw_only=True, tag_field="event"):
     """Base of all events."""
 

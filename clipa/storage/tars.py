@@ -13,6 +13,7 @@ TARGETS = ("npy",)
 _BLOCK = 512
 _KEY = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)", re.DOTALL)
 """webdataset's rule: the key ends before the first dot of the base name."""
+_PAX_LENGTH = re.compile(rb"([0-9]{1,9}) ")
 _REGULAR = b"0\0"
 _IMAGE, _CAPTION, _LABEL, _TARGET = 1, 2, 4, 8
 _BIT = {
@@ -80,7 +81,7 @@ class Census:
             self._over = True
             self._next = self._at
             return
-        length = _length(block)
+        length = member_length(block)
         if length is None:
             raise NotATar(f"a broken header at byte {self._at - _BLOCK}")
         padded = -(-length // _BLOCK) * _BLOCK
@@ -91,7 +92,7 @@ class Census:
             self._text = length
             self._next = self._at
         elif kind in _REGULAR:
-            self._count(self._name or _short_name(block))
+            self._count(self._name or short_name(block))
             self._name = ""
         elif kind not in b"Kg":
             self._name = ""
@@ -104,8 +105,8 @@ class Census:
         body = block[: self._text]
         if kind == ord("L"):
             self._name = body.rstrip(b"\0").decode("utf-8", "surrogateescape")
-        elif found := re.search(rb"(?:^|\n)\d+ path=([^\n]*)\n", body):
-            self._name = found[1].decode("utf-8", "surrogateescape")
+        elif name := pax_path(body):
+            self._name = name
 
     def _count(self, name: str) -> None:
         match = _KEY.fullmatch(name)
@@ -113,13 +114,28 @@ class Census:
             self._samples[match[1]] = self._samples.get(match[1], 0) | bit
 
 
-def _short_name(block: bytes) -> str:
+def short_name(block: bytes) -> str:
+    """The name in a tar header, and its prefix where the format has one."""
     name = block[:100].split(b"\0")[0]
     prefix = block[345:500].split(b"\0")[0] if block[257:263] == b"ustar\0" else b""
     return (prefix + b"/" + name if prefix else name).decode("utf-8", "surrogateescape")
 
 
-def _length(header: bytes) -> int | None:
+def pax_path(records: bytes) -> str:
+    """The `path` in the records of a pax header (`LENGTH KEY=VALUE` and a newline each); empty where there is none."""
+    at, path = 0, b""
+    while found := _PAX_LENGTH.match(records, at):
+        end = at + int(found[1])
+        key, _, value = records[found.end() : end - 1].partition(b"=")
+        if end <= found.end() or end > len(records):
+            break
+        if key == b"path":
+            path = value
+        at = end
+    return path.decode("utf-8", "surrogateescape")
+
+
+def member_length(header: bytes) -> int | None:
     """Bytes of the member behind a tar header; None where its checksum does not hold."""
     try:
         stated = int(header[148:156].strip(b"\0 ") or b"0", 8)
@@ -128,7 +144,8 @@ def _length(header: bytes) -> int | None:
         field = header[124:136]
         if field[0] & 0x80:
             return int.from_bytes(field[1:], "big")
-        return int(field.strip(b"\0 ") or b"0", 8)
+        length = int(field.strip(b"\0 ") or b"0", 8)
+        return length if length >= 0 else None  # else whoever adds lengths would go backwards, for ever
     except ValueError:
         return None
 
@@ -152,7 +169,7 @@ def tar_fault(path: str) -> str:
             if not header.strip(b"\0"):
                 # The end: writers pad with zeros to a record (GNU tar: 10 KiB); more of them are a hole.
                 return "" if size - at <= _PADDING else f"nothing but zeros from byte {at} on"
-            length = _length(header)
+            length = member_length(header)
             if length is None:
                 return f"a broken header at byte {at}"
             at += _BLOCK + -(-length // _BLOCK) * _BLOCK

@@ -1,0 +1,145 @@
+"""The members of a tar file as its bytes go by: names and contents, from any store, without a seek or a file.
+
+Stricter than `tarfile`, which takes a broken header for the end and never looks at what lies behind the end. Names come
+out as they are written: nothing here makes a path of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Literal, NamedTuple, TypeAlias
+
+from clipa.storage.tars import member_length, pax_path, short_name
+
+Fault: TypeAlias = Literal["cut", "header", "behind"]
+
+_BLOCK = 512
+_REGULAR = b"0\x007"
+_WITHOUT_DATA = b"123456"
+"""Links, devices, folders: whatever their size says, no data follow (as in `tarfile`)."""
+_LONG_NAME = 1 << 20
+"""Bytes of a long name or of a pax header that are taken at most."""
+_PADDING = 64 << 10
+"""Zeros at the end: writers pad to a record (GNU tar: 10 KiB); more of them are a hole."""
+
+
+class BrokenTar(Exception):
+    """Not a whole tar file. `fault`: `cut` (it ends too early), `header` (broken), `behind` (more after its end)."""
+
+    def __init__(self, fault: Fault, what: str) -> None:
+        super().__init__(what)
+        self.fault: Fault = fault
+
+
+class Member(NamedTuple):
+    """One member. `data` is None where it is no regular file, or larger than what was asked for."""
+
+    name: str
+    size: int
+    regular: bool
+    data: bytes | None
+
+
+class _Bytes:
+    """Takes exactly so many bytes at a time from pieces of any size."""
+
+    def __init__(self, chunks: Iterable[bytes]) -> None:
+        self._chunks = iter(chunks)
+        self._have = memoryview(b"")
+        self.at = 0
+
+    def take(self, count: int) -> bytes:
+        """The next `count` bytes; fewer at the end of the file."""
+        parts = []
+        while count and self._more():
+            part = self._have[:count]
+            self._have = self._have[part.nbytes :]
+            count -= part.nbytes
+            self.at += part.nbytes
+            parts.append(part)
+        return bytes(parts[0]) if len(parts) == 1 else b"".join(parts)
+
+    def skip(self, count: int) -> int:
+        """Pass over `count` bytes; how many there were."""
+        left = count
+        while left and self._more():
+            step = min(left, self._have.nbytes)
+            self._have = self._have[step:]
+            left -= step
+        self.at += count - left
+        return count - left
+
+    def _more(self) -> bool:
+        while not self._have.nbytes:
+            chunk = next(self._chunks, None)
+            if chunk is None:
+                return False
+            self._have = memoryview(chunk)
+        return True
+
+
+def members(chunks: Iterable[bytes], largest: int) -> Iterator[Member]:
+    """Every member of a tar file, in order.
+
+    Args:
+        chunks: its bytes, in pieces of any size.
+        largest: bytes of the largest member whose content is wanted.
+
+    Raises:
+        BrokenTar: after the members that were still whole.
+    """
+    source = _Bytes(chunks)
+    name = ""
+    while True:
+        header = source.take(_BLOCK)
+        if not header:
+            return
+        if len(header) < _BLOCK:
+            raise BrokenTar("cut", f"cut inside the header at byte {source.at - len(header)}")
+        if not header.strip(b"\0"):
+            _require_the_end(source)
+            return
+        length = member_length(header)
+        if length is None:
+            raise BrokenTar("header", f"a broken header at byte {source.at - _BLOCK}")
+        kind = header[156]
+        if kind in _WITHOUT_DATA:
+            length = 0
+        if kind in b"LKxgX":
+            text = _content(source, length, _LONG_NAME)
+            if kind == ord("L"):
+                name = _text((text or b"").split(b"\0")[0])
+            elif kind in b"xX":
+                name = pax_path(text or b"") or name
+            continue
+        regular = kind in _REGULAR
+        data = _content(source, length, largest if regular else -1)
+        yield Member(name or short_name(header), length, regular, data)
+        name = ""
+
+
+def _content(source: _Bytes, length: int, largest: int) -> bytes | None:
+    """The bytes of a member, and its padding passed over; None where there are too many of them."""
+    began = source.at
+    data = source.take(length) if length <= largest else None
+    if data is None:
+        source.skip(length)
+    padding = -length % _BLOCK
+    if source.at - began < length or source.skip(padding) < padding:
+        raise BrokenTar("cut", f"cut at byte {source.at}, inside the member that begins at byte {began - _BLOCK}")
+    return data
+
+
+def _require_the_end(source: _Bytes) -> None:
+    began = source.at - _BLOCK
+    zeros = _BLOCK
+    while block := source.take(_BLOCK):
+        if block.strip(b"\0"):
+            raise BrokenTar("behind", f"more behind its end, from byte {source.at - len(block)} on")
+        zeros += len(block)
+    if zeros > _PADDING:
+        raise BrokenTar("behind", f"nothing but zeros from byte {began} on")
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode("utf-8", "surrogateescape")
