@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import NamedTuple
 
 import torch
@@ -60,8 +61,12 @@ class Ranks(NamedTuple):
 
 
 @contextlib.contextmanager
-def joined(world: World) -> Iterator[Ranks]:
+def joined(world: World, patience_minutes: float = 0.0) -> Iterator[Ranks]:
     """Join the processes of an attempt (env:// rendezvous of torch.distributed), and part at the end.
+
+    Args:
+        world: the processes.
+        patience_minutes: how long a rank may wait for another; 0: torch's default (10 minutes for NCCL, 30 for gloo).
 
     Raises:
         InputError: the plan wants a GPU that is not visible, or another number of processes.
@@ -74,7 +79,8 @@ def joined(world: World) -> Iterator[Ranks]:
     if count == 1:
         yield Ranks(rank, count, device)
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", rank=rank, world_size=count)
+    patience = timedelta(minutes=patience_minutes) if patience_minutes else None
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", rank=rank, world_size=count, timeout=patience)
     try:
         yield Ranks(rank, count, device)
     finally:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from clipa.attempt.pulse import Pulse, show_stacks_on_request
 from clipa.errors import ClipaError, InputError
 from clipa.registry import events
 from clipa.registry.run_dir import RunDir
@@ -45,6 +46,7 @@ def run_process(name: str, kinds: Sequence[str], work: Callable[[Session], int])
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--attempt", type=int, default=0, help="the claimed attempt; without it the next is claimed")
     arguments = parser.parse_args()
+    show_stacks_on_request()
     try:
         session = _open(RunDir(arguments.run_dir.absolute()), arguments.attempt, kinds)
     except ClipaError as error:
@@ -81,16 +83,13 @@ def _open(run: RunDir, attempt: int, kinds: Sequence[str]) -> Session:
         candidate = max([0, *run.claimed()]) + 1
         attempt = candidate if run.claim(candidate) else 0
     is_first = os.environ.get("RANK", "0") == "0"
+    Pulse(run, attempt, is_first).at("starting")
     return Session(run, plan, attempt, events.EventWriter(run, attempt, "train") if is_first else None)
 
 
 def _last_words(session: Session, outcome: str, error: str) -> None:
     if session.log is None:
         return
-    step = 0
-    try:
-        step = int(session.run.heartbeat(session.attempt, "train").read_text())
-    except (OSError, ValueError):
-        pass
+    step = session.run.beaten_step(session.attempt) or 0
     session.log.write(events.TrainerEnded, outcome=outcome, step=step, error=error)
     session.log.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import os
 from collections import Counter, OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
@@ -86,12 +86,13 @@ class ShardSet:
         )
 
 
-def open_shards(manifest: Manifest, folder: Path) -> ShardSet:
+def open_shards(manifest: Manifest, folder: Path, seen: Callable[[], None] | None = None) -> ShardSet:
     """Open the staged shards of a manifest; indexes that are missing or outdated are built.
 
     Args:
         manifest: the pinned shards.
         folder: where they lie as `<folder>/<shard.name>`.
+        seen: called after each shard: an index of thousands takes minutes.
 
     Raises:
         DataError: no shard, a shard that is missing, cut or no tar file, or no usable sample at all.
@@ -110,6 +111,8 @@ def open_shards(manifest: Manifest, folder: Path) -> ShardSet:
             )
         counts.append(load_counts(path))
         paths.append(path)
+        if seen is not None:
+            seen()
     shards = ShardSet(tuple(paths), tuple(counts))
     if not shards.samples:
         shards.require(Part.CAPTION)

@@ -6,6 +6,7 @@ import sys
 
 from clipa.attempt.devices import Ranks, joined, precision_of
 from clipa.attempt.process import RESUMABLE, Session, run_process
+from clipa.attempt.pulse import Pulse, patience_of
 from clipa.attempt.weights import read_tensors, resolve
 from clipa.eval.evaluator import Evaluator
 from clipa.model.clip import Clip
@@ -35,7 +36,8 @@ def evaluate(session: Session, ranks: Ranks) -> int:
             processes=ranks.world,
             params=sum(p.numel() for p in model.parameters()),
         )
-    evaluator = Evaluator(session.run, plan, session.attempt, ranks, precision)
+    pulse = Pulse(session.run, session.attempt, writes=log is not None)
+    evaluator = Evaluator(session.run, plan, session.attempt, ranks, precision, pulse)
     sizes = plan.settings.sizes or (card.image_size,)
     settings = plan.settings
     done = evaluator.score(
@@ -48,7 +50,7 @@ def main() -> int:
     """Entry of the module."""
 
     def work(session: Session) -> int:
-        with joined(session.plan.world) as ranks:
+        with joined(session.plan.world, patience_of(session.plan.limits)) as ranks:
             return evaluate(session, ranks)
 
     return run_process("clipa.eval", ("eval",), work)

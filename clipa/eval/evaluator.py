@@ -10,6 +10,7 @@ import msgspec
 
 import clipa
 from clipa.attempt.devices import Ranks
+from clipa.attempt.pulse import Pulse
 from clipa.data.scored import View
 from clipa.errors import DataError
 from clipa.eval.job import Bench, Job, Outcome
@@ -75,12 +76,13 @@ class Result(Record, frozen=True, kw_only=True):
 class Evaluator:
     """Scores a model on the evaluation sets of a plan. Results that are there already are not made again."""
 
-    def __init__(self, run: RunDir, plan: Plan, attempt: int, ranks: Ranks, precision: str) -> None:
+    def __init__(self, run: RunDir, plan: Plan, attempt: int, ranks: Ranks, precision: str, pulse: Pulse) -> None:
         self.run = run
         self.plan = plan
         self.attempt = attempt
         self.ranks = ranks
         self.precision = precision
+        self.pulse = pulse
 
     def score(
         self, model: Clip, card: Card, digest: str, sets: Sequence[str], sizes: Sequence[int], batch: int,
@@ -97,7 +99,7 @@ class Evaluator:
         """
         was_training = model.training
         model.eval()
-        bench = Bench(self.run, self.plan, self.ranks, self.precision, model, card, digest, batch)
+        bench = Bench(self.run, self.plan, self.ranks, self.precision, model, card, digest, batch, self.pulse)
         for name in sets:
             names = members(self.plan.evals, name)
             for size in sizes:
@@ -108,6 +110,7 @@ class Evaluator:
                 if log is not None and names != [name]:
                     self._sum_up(name, names, bench, size, log)
         model.train(was_training)
+        self.pulse.at("")
         return True
 
     def _score_one(self, job: Job, log: events.EventWriter | None) -> None:
@@ -115,6 +118,7 @@ class Evaluator:
         done = self.ranks.is_first and written(self.run, card.step, job.name, job.view.size, digest) is not None
         if self.ranks.any(done):
             return
+        self.pulse.at(f"evaluating {job.name}")
         result = self._one(job)
         if log is not None:
             self._record(result, log)

@@ -10,6 +10,7 @@ from typing import NamedTuple, TypeVar
 import torch
 
 from clipa.attempt.devices import Ranks, autocast
+from clipa.attempt.pulse import Pulse
 from clipa.data.faults import tell_skipped
 from clipa.data.pinned import open_pinned, pinned_manifest
 from clipa.data.pipeline import normalise
@@ -46,6 +47,7 @@ class Bench(NamedTuple):
     card: Card
     digest: str
     batch: int
+    pulse: Pulse
 
     @property
     def workers(self) -> int:
@@ -64,13 +66,14 @@ class Bench(NamedTuple):
     def shards(self, data: Data) -> ShardSet:
         """The staged shards of a dataset; the first rank writes their indices, the others then read them."""
         if self.ranks.is_first:
-            found = open_pinned(self.run, self.plan, data.manifest)
+            found = open_pinned(self.run, self.plan, data.manifest, self.pulse.beat)
             tell_skipped(found.folder, found.skipped, found.samples)
         self.ranks.barrier()
         return open_pinned(self.run, self.plan, data.manifest)
 
     def image_features(self, images: torch.Tensor, view: View) -> torch.Tensor:
         """Normalised features [b, embed_dim] of images uint8 [b, 3, S, S]."""
+        self.pulse.beat()
         with autocast(self.precision, self.ranks.device):
             return self.model.encode_image(normalise(images.to(self.ranks.device), view.mean, view.std))
 
@@ -78,6 +81,7 @@ class Bench(NamedTuple):
         """Normalised features [n, embed_dim] of texts, tokenised as the weights were trained."""
         parts = [torch.zeros((0, self.card.model.embed_dim), device=self.ranks.device)]
         for start in range(0, len(texts), _TEXTS_AT_ONCE):
+            self.pulse.beat()
             some = texts[start : start + _TEXTS_AT_ONCE]
             tokens = tokenizer(self.card.model.text.tokenizer).encode(some, self.card.text_tokens)
             with autocast(self.precision, self.ranks.device):

@@ -61,10 +61,12 @@ def probe(job: Job) -> Outcome:
     fitted, judged = learned.where(~held), learned.where(held)
     best, strength, start = -1.0, STRENGTHS[0], None
     for candidate in STRENGTHS:
+        job.bench.pulse.beat()
         start = fit(fitted, classes, candidate, ranks, start)
         found = _tally(judged, start, classes, ranks).metrics()["top1"]
         if found > best:
             best, strength = found, candidate
+    job.bench.pulse.beat()
     tally = _tally(tested, fit(learned, classes, strength, ranks), classes, ranks)
     return Outcome(tally.samples, tally.metrics(), {"l2": strength, "held_out_top1": best}, tally.empty)
 

@@ -12,7 +12,8 @@ import time
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from clipa.launch import containers, devices, publishing, render
+from clipa.launch import containers, devices, hang, publishing, render
+from clipa.launch.blame import blamed
 from clipa.launch.children import Child, last_lines
 from clipa.launch.decide import Verdict
 from clipa.registry import events, records
@@ -106,7 +107,16 @@ class Attempt:
     def end(self, verdict: Verdict, final: bool) -> None:
         """Record the end of the attempt, or of this node's part in it."""
         if self.place.leads:
-            self.log.write(events.Ended, outcome=verdict.outcome, final=final, error=verdict.error, retry=verdict.retry)
+            cause = blamed(self.run, self.attempt, verdict.outcome, verdict.error)
+            self.log.write(
+                events.Ended,
+                outcome=verdict.outcome,
+                final=final,
+                error=verdict.error,
+                retry=verdict.retry,
+                cause=cause.cause,
+                evidence=cause.line,
+            )
         else:
             outcome = "stopped" if verdict.outcome in ("cancelled", "blocked") else verdict.outcome
             node = self.place.node
@@ -165,7 +175,8 @@ class Attempt:
             children.append(start(argv, env, at, out))
         if place.leads:
             self.log.write(events.Spawned, pids=tuple(child.pid for child in children), start_ticks=_ticks(children))
-        return self._watch(children, self.plan.phase) or Verdict("done")
+        watch = hang.Watch(self.run, self.attempt, 60 * self.plan.limits.hang_minutes, time.monotonic())
+        return self._watch(children, self.plan.phase, watch) or Verdict("done")
 
     def _leave_s(self) -> float | None:
         return self.plan.limits.leave_s if self._asked() else None
@@ -181,9 +192,10 @@ class Attempt:
             text = f"{usable} core(s) for {need} threads on this node: slower; raise cpus in [slurm], or lower threads"
             self.log.write(events.Noted, text=text)
 
-    def _watch(self, children: list[Child], what: str) -> Verdict | None:
+    def _watch(self, children: list[Child], what: str, progress: hang.Watch | None = None) -> Verdict | None:
         """Wait for the children; None when all ended well."""
         asked: Verdict | None = None
+        hung = ""
         kill_at = float("inf")
         try:
             while any(child.poll() is None for child in children):
@@ -192,6 +204,10 @@ class Attempt:
                 if asked is None and (asked := self._asked()):
                     self._stop_file.write_text(asked.error or asked.outcome)
                     kill_at = min(kill_at, now + self.plan.limits.leave_s)
+                if progress and not asked and not hung and (hung := progress.stuck(now)):
+                    self._note(hung)
+                    hang.dump(children)
+                    kill_at = min(kill_at, now + hang.DUMP_S)
                 if any(child.poll() not in (None, 0, render.RESUMABLE) for child in children):
                     kill_at = min(kill_at, now + FOLLOW_S)
                 if now > kill_at:
@@ -202,6 +218,8 @@ class Attempt:
         finally:
             for child in children:
                 child.sweep()
+        if hung and any(child.poll() for child in children):
+            return Verdict("failed", hung, retry=True)
         return self._verdict(children, asked, what)
 
     def _verdict(self, children: list[Child], asked: Verdict | None, what: str) -> Verdict | None:

@@ -16,6 +16,7 @@ OTHER = "code"
 _TABLE: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
     (cause, re.compile(words, re.IGNORECASE))
     for cause, words in (
+        ("hang", r"it hangs: no sign of progress"),
         ("GPU memory", r"CUDA out of memory|torch\.OutOfMemoryError|CUBLAS_STATUS_ALLOC_FAILED"),
         ("host memory", r"oom[-_ ]?kill|out[ _]of[ _]memory|MemoryError|cannot allocate memory|"
                         r"DataLoader worker .* killed by signal: Killed|bus error.*shared memory"),
@@ -64,6 +65,14 @@ def _match(lines: Iterable[str]) -> Blame | None:
             if words.search(line):
                 return Blame(cause, line.strip()[:500])
     return None
+
+
+def blamed(run: RunDir, attempt: int, outcome: str, error: str) -> Blame:
+    """Why an attempt failed or was killed; two empty words where it did neither. The line is what the error lacks."""
+    if outcome not in ("failed", "killed"):
+        return Blame("", "")
+    found = blame(error, logs_of(run, attempt))
+    return found._replace(line="" if found.line in error else found.line)
 
 
 def logs_of(run: RunDir, attempt: int) -> list[str]:

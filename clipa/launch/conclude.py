@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
 
-from clipa.launch.blame import Blame, blame, logs_of
+from clipa.launch.blame import blamed
 from clipa.launch.children import last_lines
 from clipa.launch.decide import Trace, Verdict, decide, is_last, trace_of, words
 from clipa.registry import events, records
@@ -135,7 +135,7 @@ def conclude(
 def write_end(run: RunDir, attempt: int, writer: str, conclusion: Conclusion) -> None:
     """Record how an attempt ended, with the cause and the line that tells it."""
     verdict, final = conclusion
-    cause = blame(verdict.error, logs_of(run, attempt)) if verdict.outcome in ("failed", "killed") else Blame("", "")
+    cause = blamed(run, attempt, verdict.outcome, verdict.error)
     log = events.EventWriter(run, attempt, writer)
     log.write(
         events.Ended,
@@ -144,7 +144,7 @@ def write_end(run: RunDir, attempt: int, writer: str, conclusion: Conclusion) ->
         error=verdict.error,
         retry=verdict.retry,
         cause=cause.cause,
-        evidence="" if cause.line in verdict.error else cause.line,
+        evidence=cause.line,
     )
     log.close()
 

@@ -38,10 +38,7 @@ def trace_of(run: RunDir, attempt: int, verdict: Verdict) -> Trace:
             begun = event.step
         if isinstance(event, events.Step | events.Saved):
             reached = max(reached, event.step)
-    try:
-        reached = max(reached, int(run.heartbeat(attempt, "train").read_text()))
-    except (OSError, ValueError):
-        pass
+    reached = max(reached, run.beaten_step(attempt) or 0) if begun >= 0 else reached
     return Trace(begun, max(begun, reached), verdict.outcome, verdict.error)
 
 

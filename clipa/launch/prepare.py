@@ -120,7 +120,12 @@ def prepare(request: Request) -> Prepared:
 def _limits(cluster: Cluster, recipe: Recipe, phase: Phase) -> tuple[Limits, Phase, str]:
     """The limits of a phase, the phase with checkpoints as often as these demand, and a remark on that."""
     if cluster.slurm is None:
-        return Limits(max_attempts=cluster.max_attempts, time_limit_minutes=cluster.time_limit_minutes), phase, ""
+        limits = Limits(
+            max_attempts=cluster.max_attempts,
+            time_limit_minutes=cluster.time_limit_minutes,
+            hang_minutes=cluster.hang_minutes,
+        )
+        return limits, phase, ""
     counted = budget.phase_budget(recipe.model, phase)
     times = leave(
         counted.params if counted else 0, cluster.slurm.write_mb_s, cluster.slurm.minutes, cluster.slurm.grace_s
@@ -131,6 +136,7 @@ def _limits(cluster: Cluster, recipe: Recipe, phase: Phase) -> tuple[Limits, Pha
         total_minutes=round(60 * cluster.slurm.total_hours),
         lead_s=times.lead_s,
         leave_s=times.leave_s,
+        hang_minutes=cluster.hang_minutes,
     )
     if times.every_minutes is None or isinstance(phase, Eval):
         return limits, phase, ""

@@ -166,10 +166,17 @@ class RunDir:
         return _numbers(self.path / "intents")
 
     def beat(self, attempt: int, writer: str, text: str = "") -> None:
-        """Show a sign of life. The text (a step, a few words) is informal: age is what counts."""
+        """Show a sign of life. The text (a trainer's step, then a few words) is informal: age is what counts."""
         path = self.heartbeat(attempt, writer)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
+
+    def beaten_step(self, attempt: int) -> int | None:
+        """The step of a trainer's last sign of life; None without one that can be read."""
+        try:
+            return int(self.heartbeat(attempt, "train").read_text().partition(" ")[0])
+        except (OSError, ValueError):
+            return None
 
     def complete_checkpoints(self) -> list[tuple[int, Path]]:
         """(step, folder) of every checkpoint with its COMPLETE marker, oldest first."""

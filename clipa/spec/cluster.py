@@ -38,6 +38,7 @@ class Cluster(Struct, frozen=True, kw_only=True):
 
     `gpus` is "auto" (all that the machine has) or a number, 0 for CPU; one process a GPU. On a CPU: `processes` ranks.
     Both count for each of the `nodes`. `time_limit_minutes` is the local machine's; SLURM has `time` in `[slurm]`.
+    `hang_minutes`: an attempt without a sign of progress for so long is ended and tried again (0: never).
     `cache_limit_gib`: what staging keeps in the cache at most, 0 for any number.
     For `clipa plan`: `gpu_model` is a name of clipa.spec.hardware, or any other with `gpu_memory_gb` and `gpu_tflops`
     (dense bf16, in 1e12 FLOP/s) beside it; `gpu_price` is in dollars for one GPU and one hour.
@@ -62,6 +63,7 @@ class Cluster(Struct, frozen=True, kw_only=True):
     loader_workers: int = 1
     max_attempts: int = 5
     time_limit_minutes: int = 24 * 60
+    hang_minutes: float = 15.0
     env: dict[str, str] = {}
     datasets: dict[str, str | Dataset] = {}
     slurm: Slurm | None = None
@@ -86,6 +88,7 @@ class Cluster(Struct, frozen=True, kw_only=True):
         require(0 <= self.loader_workers <= 128, f"loader_workers must be 0..128, got {self.loader_workers}")
         require(1 <= self.max_attempts <= 1000, f"max_attempts must be 1..1000, got {self.max_attempts}")
         require(self.time_limit_minutes >= 1, f"time_limit_minutes must be >= 1, got {self.time_limit_minutes}")
+        require(0 <= self.hang_minutes <= 1e6, f"hang_minutes must be >= 0 (0: never), got {self.hang_minutes}")
         for key, value in self.env.items():
             require(
                 key.replace("_", "a").isalnum() and not key[0].isdigit(),

@@ -104,7 +104,8 @@ class Limits(Record, frozen=True, kw_only=True):
 
     `max_attempts` counts attempts of a submission that failed or were killed, `time_limit_minutes` is the wall clock
     of one job, `total_minutes` that of all attempts together (0: no such limit). `lead_s`: so long before the end of
-    its time a job is asked to leave; `leave_s`: so long its processes have to save.
+    its time a job is asked to leave; `leave_s`: so long its processes have to save. `hang_minutes`: the longest time
+    without a sign of progress before an attempt is taken to hang (0: for ever).
     """
 
     max_attempts: int
@@ -112,6 +113,7 @@ class Limits(Record, frozen=True, kw_only=True):
     total_minutes: int = 0
     lead_s: int = 0
     leave_s: float = 60.0
+    hang_minutes: float = 0.0
 
 
 class Code(Record, frozen=True, kw_only=True):

@@ -6,6 +6,7 @@ import sys
 
 from clipa.attempt.devices import joined
 from clipa.attempt.process import Session, run_process
+from clipa.attempt.pulse import patience_of
 from clipa.train.trainer import Trainer
 
 
@@ -13,7 +14,7 @@ def main() -> int:
     """Entry of the module."""
 
     def work(session: Session) -> int:
-        with joined(session.plan.world) as ranks:
+        with joined(session.plan.world, patience_of(session.plan.limits)) as ranks:
             return Trainer(session, ranks).train()
 
     return run_process("clipa.train", ("pretrain", "finetune"), work)

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import torch
 
+from clipa.attempt.pulse import Pulse
 from clipa.registry import events
-from clipa.registry.run_dir import RunDir
 
 LINES = 60
 """Lines that a phase's log has when the recipe does not say."""
@@ -29,16 +29,15 @@ class Meter:
     """Counts steps, samples and waiting, and tells every so often."""
 
     def __init__(
-        self, run: RunDir, attempt: int, log: events.EventWriter | None, steps: int, batch: int, every_samples: int
+        self, pulse: Pulse, log: events.EventWriter | None, steps: int, batch: int, every_samples: int
     ) -> None:
-        self.run = run
-        self.attempt = attempt
+        self.pulse = pulse
         self.log = log
         self.steps = steps
         self.batch = batch
         self.every = max(1, every_samples // batch) if every_samples else max(1, steps // LINES)
         self.waited = 0.0
-        self._since = self._beat = time.monotonic()
+        self._since = time.monotonic()
         self._steps_since = 0
 
     def data_waited(self, seconds: float) -> None:
@@ -53,9 +52,8 @@ class Meter:
         """Called after every step; `step` counts from 1."""
         self._steps_since += 1
         now = time.monotonic()
-        if self.log and now - self._beat >= 1.0:
-            self.run.beat(self.attempt, "train", str(step))
-            self._beat = now
+        self.pulse.step = step
+        self.pulse.beat()
         if step % self.every and step != self.steps and now - self._since < SILENCE_S:
             return
         if self.log:
@@ -79,7 +77,7 @@ class Meter:
             samples_per_s=speed,
             data_wait=wait,
         )
-        self.run.beat(self.attempt, "train", str(step))
+        self.pulse.at("", step)
         left = (self.steps - step) * self.batch / speed
         print(
             f"step {step}/{self.steps}  loss {outcome.loss:.4f}  lr {outcome.lr:.3g}  scale {scale:.2f}  "

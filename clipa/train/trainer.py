@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from clipa.attempt.devices import Ranks
 from clipa.attempt.process import RESUMABLE, Session
+from clipa.attempt.pulse import Pulse
 from clipa.attempt.weights import Found, read_tensors, resolve
 from clipa.data.pinned import open_pinned
 from clipa.data.pipeline import Batch, train_batches
@@ -28,13 +29,12 @@ class Trainer:
         self.plan = session.plan
         self.phase = session.plan.settings
         self.ranks = ranks
+        self.pulse = Pulse(session.run, session.attempt, writes=session.log is not None)
         self.learner = Learner(self.plan, ranks)
         self._stored = (-1, "")  # step and digest of the newest checkpoint that this attempt has written or verified
         self.step = self._start()
-        self.evaluator = Evaluator(session.run, self.plan, session.attempt, ranks, self.learner.precision)
-        self.meter = Meter(
-            session.run, session.attempt, session.log, self.plan.steps, self.phase.batch, self.phase.log_every_samples
-        )
+        self.evaluator = Evaluator(session.run, self.plan, session.attempt, ranks, self.learner.precision, self.pulse)
+        self.meter = Meter(self.pulse, session.log, self.plan.steps, self.phase.batch, self.phase.log_every_samples)
         self._save_due = time.monotonic() + 60 * self.phase.checkpoint.every_minutes
 
     def train(self) -> int:
@@ -58,8 +58,9 @@ class Trainer:
     def _batches(self) -> Iterator[Batch]:
         """The batches that are left, with the time that each was waited for."""
         assert self.plan.data is not None
+        self.pulse.at("indexing the data", self.step)
         if self.ranks.is_first:
-            open_pinned(self.session.run, self.plan, self.plan.data.manifest)
+            open_pinned(self.session.run, self.plan, self.plan.data.manifest, self.pulse.beat)
         self.ranks.barrier()  # the first rank has written the shards' indices
         shards = open_pinned(self.session.run, self.plan, self.plan.data.manifest)
         batches = train_batches(
@@ -74,6 +75,7 @@ class Trainer:
             workers=self.plan.world.loader_workers,
             pin=self.ranks.device.type == "cuda",
         )
+        self.pulse.at("waiting for the first batch")
         self.meter.restart_clock()
         began = time.monotonic()
         for batch in batches:
@@ -130,6 +132,7 @@ class Trainer:
         """Write a checkpoint, unless a whole one of this step is there already."""
         self._save_due = time.monotonic() + 60 * self.phase.checkpoint.every_minutes
         if self.ranks.is_first and self._stored[0] != self.step:
+            self.pulse.at("saving")
             samples = self.step * self.phase.batch
             model, optimizer = self.learner.model, self.learner.optimizer
             saved = checkpoint.save(
@@ -138,6 +141,7 @@ class Trainer:
             if self.session.log:
                 self.session.log.write(events.Saved, step=self.step, bytes=saved.bytes, seconds=saved.seconds)
             self._stored = (self.step, saved.digest)
+            self.pulse.at("")
             checkpoint.prune(self.session.run, self.phase.checkpoint.keep, self.plan.steps)
         self.ranks.barrier()
         self.meter.restart_clock()

@@ -82,10 +82,7 @@ class Field(Road):
         """Wait until a run's trainer has done so many steps."""
 
         def reached() -> bool:
-            try:
-                return int(self.dir(run).heartbeat(attempt, "train").read_text()) >= step
-            except (OSError, ValueError):
-                return False
+            return (self.dir(run).beaten_step(attempt) or -1) >= step
 
         until(reached, f"{run}: step {step} of attempt {attempt}")
 

@@ -1,0 +1,82 @@
+"""A rank or a loader worker that stands still for ever: seen, its stacks kept, and tried again."""
+
+import os
+import signal
+import time
+from pathlib import Path
+from threading import Thread
+
+import pytest
+
+from clipa.launch import hang
+from clipa.launch.attempt import Leaving
+from clipa.launch.supervisor import Supervisor, Task
+from clipa.registry import events
+from clipa.spec.plan import Limits, World
+from tests.services.train_runs import make_run
+
+STEPS = {1: 300, 2: 120}
+"""By processes: enough for SIGSTOP to come before the end."""
+LIMITS = Limits(max_attempts=3, time_limit_minutes=5, hang_minutes=0.2)
+"""Twelve seconds: the first sign of life comes when torch is imported, which takes three on a quiet machine."""
+
+
+def _supervise(run):
+    assert Supervisor([Task(str(run.path), 1)], Leaving()).execute() == 0
+
+
+def _words(run, attempt, kind, writer="supervisor"):
+    return [e for e in events.read(run.event_file(attempt, writer)) if isinstance(e, kind)]
+
+
+def _until(condition):
+    deadline = time.monotonic() + 60
+    while not (found := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return found
+
+
+def _children(pid):
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def _second_rank(run):
+    return [_words(run, 1, events.Spawned)[-1].pids[1]]
+
+
+def _workers(run):
+    """What the first rank has forked: its loader worker, and Python's tracker of shared memory where there is one."""
+    return _until(lambda: _children(_words(run, 1, events.Spawned)[-1].pids[0]))
+
+
+@pytest.mark.parametrize(("victims", "world", "told"), [
+    (_second_rank, World(processes=2), "in train\n"),
+    (_workers, World(processes=1, loader_workers=1), "in _try_get_data"),
+], ids=["a rank of two", "a loader worker"])  # fmt: skip
+def test_what_stands_still_is_named_ended_and_tried_again(tmp_path, monkeypatch, victims, world, told):
+    monkeypatch.setattr(hang, "DUMP_S", 1.0)  # what was stopped goes on for its stacks, and would be done in five
+    run = make_run(tmp_path, "hangs", STEPS[world.processes], world=world, limits=LIMITS, save_steps=20)
+    work = Thread(target=_supervise, args=(run,))
+    work.start()
+    _until(run.complete_checkpoints)
+    for pid in victims(run):
+        os.kill(pid, signal.SIGSTOP)
+    work.join(120)
+    assert not work.is_alive()
+    (first,) = _words(run, 1, events.Ended)
+    assert (first.outcome, first.cause, first.final) == ("failed", "hang", False)
+    assert "no sign of progress for 0.2 minutes, its last was at step" in first.error
+    for rank in range(world.processes):
+        stacks = (run.logs(1) / f"rank-{rank}.err").read_text()
+        assert "Thread 0x" in stacks
+        assert "trainer.py" in stacks
+    assert told in "".join(path.read_text() for path in run.logs(1).glob("rank-*.err"))
+    assert _words(run, 2, events.Begun, "train")[0].step > 0
+    assert _words(run, 2, events.Ended)[0].outcome == "done"
+    if world.processes == 1:
+        return
+    straight = make_run(tmp_path, "straight", STEPS[world.processes], world=world, limits=LIMITS, save_steps=20)
+    _supervise(straight)
+    weights = [(r.step_dir(STEPS[2]) / "model.safetensors").read_bytes() for r in (run, straight)]
+    assert weights[0] == weights[1]
