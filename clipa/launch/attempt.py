@@ -207,7 +207,7 @@ class Attempt:
                 if progress and not asked and not hung and (hung := progress.stuck(now)):
                     self._note(hung)
                     hang.dump(children)
-                    kill_at = min(kill_at, now + hang.DUMP_S)
+                    kill_at = min(kill_at, time.monotonic() + hang.DUMP_S)
                 if any(child.poll() not in (None, 0, render.RESUMABLE) for child in children):
                     kill_at = min(kill_at, now + FOLLOW_S)
                 if now > kill_at:

@@ -65,6 +65,16 @@ def signal_group(group: int, number: int) -> None:
         os.killpg(group, number)
 
 
+def group_of(leader: int) -> list[int]:
+    """The processes of a process group that are seen here, its leader first."""
+    found = []
+    for name in os.listdir("/proc"):
+        with contextlib.suppress(OSError, ValueError):
+            if name.isdecimal() and os.getpgid(int(name)) == leader:
+                found.append(int(name))
+    return sorted(found, key=lambda pid: (pid != leader, pid))
+
+
 def end_processes(processes: Sequence[tuple[int, int]], patience: float) -> bool:
     """TERM, then KILL, the groups of (pid, start ticks) that still are those processes; True when all are gone."""
     for number in (signal.SIGTERM, signal.SIGKILL):

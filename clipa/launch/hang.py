@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import time
 from collections.abc import Sequence
+from itertools import zip_longest
 
-from clipa.launch.children import Child
+from clipa.launch.children import Child, group_of
 from clipa.registry.run_dir import RunDir
 
 STACKS = signal.SIGUSR1
@@ -16,6 +19,7 @@ DUMP_S = 5.0
 same silence and asked their own ranks before the first rank is gone, which would end the others' waiting."""
 LOOK_S = 2.0
 _LONGEST_LOOK_S = 10.0
+_APART_S = 0.1
 
 
 class Watch:
@@ -67,9 +71,13 @@ class Watch:
 def dump(children: Sequence[Child]) -> None:
     """Ask every process of every rank for its stacks; one that was stopped goes on for it.
 
-    The clients of container runtimes pass the signal on to the process inside.
+    A rank and its loader workers share one log, so they are asked one after the other: stacks that are written at the
+    same time cannot be read. The clients of container runtimes pass the signal on to the process inside.
     """
-    for child in children:
-        if child.poll() is None:
-            child.signal(STACKS)
-            child.signal(signal.SIGCONT)
+    groups = [group_of(child.pid) for child in children if child.poll() is None]
+    for pids in zip_longest(*groups):
+        for pid in filter(None, pids):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, STACKS)
+                os.kill(pid, signal.SIGCONT)
+        time.sleep(_APART_S)

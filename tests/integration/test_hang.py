@@ -52,7 +52,7 @@ def _workers(run):
 
 @pytest.mark.parametrize(("victims", "world", "told"), [
     (_second_rank, World(processes=2), "in train\n"),
-    (_workers, World(processes=1, loader_workers=1), "in _try_get_data"),
+    pytest.param(_workers, World(processes=1), "in _try_get_data", marks=pytest.mark.long),
 ], ids=["a rank of two", "a loader worker"])  # fmt: skip
 def test_what_stands_still_is_named_ended_and_tried_again(tmp_path, monkeypatch, victims, world, told):
     monkeypatch.setattr(hang, "DUMP_S", 1.0)  # what was stopped goes on for its stacks, and would be done in five
