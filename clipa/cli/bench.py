@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from clipa.cli import words
 
 app = typer.Typer(
     help="Benchmarks.",
@@ -27,6 +30,71 @@ def stage(
 ) -> None:
     """CPU and wall time of staging, beside the other tools that are installed here."""
     _run("clipa.bench.stage", url, "--rounds", str(rounds), *(["--endpoint", endpoint] if endpoint else []))
+
+
+@app.command(epilog="Example: clipa bench train --vs open_clip")
+def train(
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            help="A recipe's name or file; default: clipa-l16-i37-t8 on a GPU, scaling-s16 on a CPU.",
+            autocompletion=words.complete_recipe,
+            show_default=False,
+        ),
+    ] = "",
+    phase: Annotated[str, typer.Option("--phase", help="Default: the first that trains.")] = "",
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe.")
+    ] = None,
+    vs: Annotated[str, typer.Option("--vs", help="open_clip: measure its step beside ours, turn about.")] = "",
+    device: Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")] = "auto",
+    batch: Annotated[
+        int, typer.Option("--batch", help="Samples a step; default: the recipe's on one of 8 GPUs, 32 on a CPU.")
+    ] = 0,
+    data: Annotated[
+        str, typer.Option("--data", help="synthetic, a folder of shards, or a dataset's name in clipa.toml.")
+    ] = "synthetic",
+    workers: Annotated[int, typer.Option("--workers", help="Of the loader with --data; default: cores but one.")] = 0,
+    minutes: Annotated[
+        float, typer.Option("--minutes", help="Of windows for a case (0.5); with --all of everything (8).")
+    ] = 0.0,
+    steps: Annotated[int, typer.Option("--steps", help="Steps a window; default: as many as last a second.")] = 0,
+    peak_tflops: Annotated[
+        float, typer.Option("--peak-tflops", help="The device's dense bf16 peak, in 1e12 FLOP/s.")
+    ] = 0.0,
+    cores: Annotated[int, typer.Option("--cores", help="Of a node of 8 GPUs, for the projection (128).")] = 0,
+    all_: Annotated[
+        bool, typer.Option("--all", help="B/16 and L/16 beside open_clip, fine-tunes, the pipelines' days: 8 minutes.")
+    ] = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Record some steps instead: a Chrome trace, and tables.")
+    ] = False,
+    to: Annotated[Path, typer.Option("--to", help="Folder of what --profile writes.")] = Path("bench-train"),
+    write_calibration: Annotated[
+        bool | None,
+        typer.Option(
+            "--write-calibration/--no-write-calibration", help="For clipa plan; default: on GPUs.", show_default=False
+        ),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print facts as JSON.")] = False,
+) -> None:
+    """The training step: images/s, TFLOP/s, MFU, memory, waiting for data; beside open_clip's with --vs."""
+    import importlib.util
+
+    from clipa.errors import MissingPart
+
+    if importlib.util.find_spec("torch") is None:
+        raise MissingPart("measuring the training step needs clipa's training part", hint="pip install 'clipa[train]'")
+    given = {"--phase": phase, "--vs": vs, "--device": device, "--batch": batch, "--data": data, "--workers": workers,
+             "--minutes": minutes, "--steps": steps, "--peak-tflops": peak_tflops, "--cores": cores,
+             "--to": to}  # fmt: skip
+    argv = [f"{name}={value}" for name, value in given.items() if value]
+    argv += [f"--set={change}" for change in set_ or []]
+    argv += [name for name, wanted in (("--all", all_), ("--profile", profile), ("--json", json)) if wanted]
+    if write_calibration is not None:
+        argv.append("--write-calibration" if write_calibration else "--no-write-calibration")
+    argv.append(f"--calibrations={words.run_root()}")
+    _run("clipa.bench.train", *argv, *(["--", recipe] if recipe else []))
 
 
 def _run(module: str, *words: str) -> None:

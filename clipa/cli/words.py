@@ -13,14 +13,19 @@ if TYPE_CHECKING:
 
 def roots() -> list[Path]:
     """Every run root known to this user, and the one that is in force here."""
-    from clipa.launch.folders import folders
     from clipa.registry.roots import known_roots
+
+    return sorted({*known_roots(), run_root()})
+
+
+def run_root() -> Path:
+    """The run root that is in force here."""
+    from clipa.launch.folders import folders
     from clipa.spec import catalog
     from clipa.spec.load import load_cluster
 
     settled = catalog.defaults(Path.cwd())
-    here, _ = folders(load_cluster(catalog.find_cluster(settled.cluster)), settled.run_root)
-    return sorted({*known_roots(), here})
+    return folders(load_cluster(catalog.find_cluster(settled.cluster)), settled.run_root)[0]
 
 
 def everything(settle: bool = False) -> Scan:

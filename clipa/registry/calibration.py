@@ -30,9 +30,10 @@ class Calibration(Record, frozen=True, kw_only=True):
         gpus: how many trained together.
         model, patches, image_tokens, text_tokens: what was trained (tokens without the class token).
         micro_batch: samples that one GPU held at once.
+        batch: samples of one GPU's step; more than `micro_batch` where they passed in pieces. 0: not said.
         samples_per_s: of all GPUs.
         memory_bytes: the peak that one GPU had allocated.
-        version: of clipa.
+        version, torch: of clipa and torch.
     """
 
     t: float
@@ -47,6 +48,8 @@ class Calibration(Record, frozen=True, kw_only=True):
     precision: str = "bf16"
     memory_bytes: int = 0
     version: str = ""
+    batch: int = 0
+    torch: str = ""
     schema: int = SCHEMA
 
 

@@ -150,7 +150,7 @@ def _environment() -> Environment:
         host=socket.gethostname(),
         system=_system(),
         kernel=f"{platform.system()} {platform.release()} {platform.machine()}",
-        processor=_processor(),
+        processor=processor(),
         cores=len(os.sched_getaffinity(0)),
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         gpus=_gpus(),
@@ -177,7 +177,8 @@ def _system() -> str:
         return platform.system()
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The processor's name."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:

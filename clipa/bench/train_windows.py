@@ -1,0 +1,142 @@
+"""Steps against the clock: warm-up left out, windows in turn, medians."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+
+from clipa.bench.train_facts import Spread, spread
+from clipa.bench.train_sides import Contender
+
+WARM_STEPS = 3
+"""Steps before the clock starts: allocators, autotuned kernels and the compiler have seen everything then."""
+WINDOW_S = 1.0
+"""Seconds that a window lasts at least, where nothing else is said."""
+FEWEST = 3
+"""Windows of each side at least, so that a median is one."""
+
+
+class Budget(NamedTuple):
+    """How long to measure: seconds for all sides together, or steps a window (0: as many as last WINDOW_S)."""
+
+    seconds: float
+    steps: int = 0
+
+
+class Timed(NamedTuple):
+    """What the clock says of one side: samples a second by window, peak memory, the first loss, the warm-up."""
+
+    rates: list[float]
+    memory_bytes: int
+    first_loss: float
+    warm_s: float
+
+    @property
+    def spread(self) -> Spread:
+        """Median, lowest and highest rate."""
+        return spread(self.rates)
+
+
+class _Clock:
+    """One side with its counters."""
+
+    def __init__(self, side: Contender, batch: int, device: torch.device) -> None:
+        self.side = side
+        self.batch = batch
+        self.device = device
+        self.number = 0
+        self.rates: list[float] = []
+        self.peak = 0
+
+    def run(self, steps: int) -> float:
+        """Take steps; returns the seconds that they last, to the last kernel."""
+        settle(self.device)
+        began = time.perf_counter()
+        for _ in range(steps):
+            self.side.step(self.number)
+            self.number += 1
+        settle(self.device)
+        return time.perf_counter() - began
+
+    def warm(self) -> tuple[float, float]:
+        """Take the first steps; returns the first loss and the seconds."""
+        began = time.perf_counter()
+        first = float(self.side.step(0))
+        self.number = 1
+        self.run(WARM_STEPS - 1)
+        return first, time.perf_counter() - began
+
+    def window(self, steps: int) -> None:
+        """One counted window."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        self.rates.append(steps * self.batch / self.run(steps))
+        if self.device.type == "cuda":
+            self.peak = max(self.peak, torch.cuda.max_memory_allocated(self.device))
+
+
+def settle(device: torch.device) -> None:
+    """Wait until the device has nothing left to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def measure(
+    makers: Sequence[Callable[[], Contender]], batch: int, device: torch.device, budget: Budget
+) -> dict[str, Timed]:
+    """Make all sides, warm them up, and let them step in turn: A B A B ..., window by window.
+
+    Args:
+        makers: of the sides, in the order of their turns.
+        batch: samples a step.
+        device: of all of them.
+        budget: how long; at least FEWEST windows of each, whatever it says.
+    """
+    clocks, warmth, held = [], [], []
+    for make in makers:
+        before = _allocated(device)
+        clocks.append(_Clock(make(), batch, device))
+        warmth.append(clocks[-1].warm())
+        held.append(_allocated(device) - before)
+    steps = [budget.steps or max(1, round(WINDOW_S / clock.run(1))) for clock in clocks]
+    began, rounds = time.perf_counter(), 0
+    while rounds < FEWEST or time.perf_counter() - began < budget.seconds * (1 - 1 / (rounds + 1)):
+        for clock, count in zip(clocks, steps, strict=True):
+            clock.window(count)
+        rounds += 1
+    return {
+        clock.side.name: Timed(clock.rates, max(0, clock.peak - (sum(held) - own)), first, warm)
+        for clock, own, (first, warm) in zip(clocks, held, warmth, strict=True)
+    }
+
+
+def ratios(timed: dict[str, Timed], own: str) -> dict[str, Spread]:
+    """How many times as fast as each other side, window against window of the same round."""
+    mine = timed[own].rates
+    return {
+        name: spread([a / b for a, b in zip(mine, other.rates, strict=True)])
+        for name, other in timed.items()
+        if name != own
+    }
+
+
+def _allocated(device: torch.device) -> int:
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+
+
+def empty(device: torch.device) -> None:
+    """Give back what sides that are gone have held."""
+    gc.collect()
+    torch.compiler.reset()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether torch could not allocate; on a CPU that is a plain RuntimeError."""
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error).lower() for word in words)
