@@ -26,6 +26,9 @@ chaos: test-env ## N random faults (50) on random small runs on a real SLURM; RE
 science: train-env ## few tokens against all, at equal compute, three seeds (4 minutes of processor time): docs/science.md
 	@$(BIN)/python -m clipa.bench.science --to science
 
+bench-gpu: train-env ## on one GPU, 8 minutes: B/16 and L/16 beside open_clip, calibrations, days of the paper's pipelines
+	@$(BIN)/clipa bench train --all
+
 check: test-env ## format, lint, types, import contracts (half a minute)
 	@began=$$(date +%s); echo "format, lint, types, import contracts:"; \
 	$(BIN)/ruff format --check . && $(BIN)/ruff check . && $(BIN)/mypy && \

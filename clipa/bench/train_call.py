@@ -213,7 +213,7 @@ def _report(options: Options, measured: Sequence[Measured], began: float, load: 
         peak_tflops=options.peak,
         processor=provenance.processor(),
         threads=torch.get_num_threads(),
-        torch=torch.__version__,
+        torch=str(torch.__version__),
         clipa=clipa.__version__,
         open_clip=train_sides.open_clip().version if options.rivals else "",
         time=began,

@@ -144,7 +144,7 @@ def calibration_of(work: Work, size: Size, timed: Timed) -> Calibration:
         precision=work.precision,
         memory_bytes=timed.memory_bytes,
         version=clipa.__version__,
-        torch=torch.__version__,
+        torch=str(torch.__version__),
     )
 
 

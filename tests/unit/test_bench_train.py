@@ -79,12 +79,12 @@ def test_windows_go_on_for_as_long_as_the_budget_lasts(monkeypatch: pytest.Monke
     assert 10 <= len(timed["a"].rates) <= 12
 
 
-@pytest.mark.parametrize("name", ["demo", "scaling-s16"])
-def test_open_clip_computes_the_same_loss_from_the_same_weights_and_learns_as_we_do(name: str) -> None:
-    changes = (*TINY, "phases.pretrain.precision=fp32")
-    if name != "demo":  # the preset would be most of the work
-        changes = ("phases.pretrain.precision=fp32", "phases.pretrain.text.tokens=8", "phases.pretrain.image.tokens=4")
-    work, size = work_of(name, "", changes, CPU), Size(6)
+V2 = ("model.family=v2", "model.text.tokenizer=bert-wordpiece", "model.image.pool=gap-norm")
+
+
+@pytest.mark.parametrize("family", [(), V2], ids=["v1", "v2"])
+def test_open_clip_computes_the_same_loss_from_the_same_weights_and_learns_as_we_do(family: tuple[str, ...]) -> None:
+    work, size = work_of("demo", "", (*TINY, *family), CPU), Size(6)
     work = work._replace(phase=msgspec.structs.replace(work.phase, optim=_still_rate(work)))
     batches = made_batches(work, size)
     ours, learner = train_sides.ours(work, size, batches)
