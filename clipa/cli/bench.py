@@ -17,6 +17,22 @@ app = typer.Typer(
 )
 
 
+Recipe = Annotated[
+    str,
+    typer.Argument(
+        help="A recipe's name or file; default: clipa-l16-i37-t8 on a GPU, scaling-s16 on a CPU.",
+        autocompletion=words.complete_recipe,
+        show_default=False,
+    ),
+]
+WriteCalibration = Annotated[
+    bool | None,
+    typer.Option(
+        "--write-calibration/--no-write-calibration", help="For clipa plan; default: on GPUs.", show_default=False
+    ),
+]
+
+
 @app.callback()
 def _group() -> None:
     """Benchmarks."""
@@ -34,14 +50,7 @@ def stage(
 
 @app.command(epilog="Example: clipa bench train --vs open_clip")
 def train(
-    recipe: Annotated[
-        str,
-        typer.Argument(
-            help="A recipe's name or file; default: clipa-l16-i37-t8 on a GPU, scaling-s16 on a CPU.",
-            autocompletion=words.complete_recipe,
-            show_default=False,
-        ),
-    ] = "",
+    recipe: Recipe = "",
     phase: Annotated[str, typer.Option("--phase", help="Default: the first that trains.")] = "",
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe.")
@@ -70,12 +79,7 @@ def train(
         bool, typer.Option("--profile", help="Record some steps instead: a Chrome trace, and tables.")
     ] = False,
     to: Annotated[Path, typer.Option("--to", help="Folder of what --profile writes.")] = Path("bench-train"),
-    write_calibration: Annotated[
-        bool | None,
-        typer.Option(
-            "--write-calibration/--no-write-calibration", help="For clipa plan; default: on GPUs.", show_default=False
-        ),
-    ] = None,
+    write_calibration: WriteCalibration = None,
     json: Annotated[bool, typer.Option("--json", help="Print facts as JSON.")] = False,
 ) -> None:
     """The training step: images/s, TFLOP/s, MFU, memory, waiting for data; beside open_clip's with --vs."""
