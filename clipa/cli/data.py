@@ -162,6 +162,35 @@ def doctor(
     _training_part("clipa.data.doctor", errand.Doctor(source=source, workers=workers, json=json))
 
 
+@app.command(epilog="Example: clipa data shrink s3://bucket/laion s3://bucket/laion-256 --short-side 256")
+def shrink(
+    url: Url,
+    target: Annotated[str, typer.Argument(help="Where to: an empty folder, on a disk or in an object store.")],
+    short_side: Annotated[int, typer.Option("--short-side", help="Pixels of an image's shorter side at most.")] = 256,
+    quality: Annotated[int, typer.Option("--quality", help="Of the JPEGs and WebPs that are written, 1..100.")] = 95,
+    shards: Shards = "",
+    workers: Workers = 0,
+    endpoint: Endpoint = "",
+    region: Region = "",
+    profile: Profile = "",
+    anonymous: Anonymous = False,
+    requester_pays: RequesterPays = False,
+    cluster: Cluster = None,
+    json: Annotated[bool, typer.Option("--json", help="Print what was done as JSON.")] = False,
+) -> None:
+    """Write shards anew with smaller images, keys and captions kept. Interrupted, the same command goes on."""
+    from clipa.cli import transfer
+    from clipa.storage import errand
+
+    place = transfer.place(cluster)
+    source = transfer.source(place, url, shards, endpoint, region, profile, anonymous, requester_pays)
+    to = transfer.target(place, target, source)
+    request = errand.Shrink(
+        source=source, target=to, short_side=short_side, quality=quality, workers=workers, json=json
+    )
+    _training_part("clipa.data.shrink", request)
+
+
 def _training_part(module: str, request: object) -> None:
     """Have a module that needs clipa's training part do what a request says; its exit code is ours."""
     import importlib.util

@@ -76,6 +76,21 @@ def source(
     )
 
 
+def target(here: Place, word: str, source: Dataset) -> Dataset:
+    """Where something made of `source` goes: reached as what is bound there is, else as the source is."""
+    from clipa.storage.access import reached
+    from clipa.storage.options import scheme_of
+
+    if word in here.bound:
+        return here.bound[word]
+    if "://" not in word:
+        return Dataset(url=folder(word))
+    if (near := reached(word, here.bound)) != Dataset(url=word):
+        return near
+    same = scheme_of(word) == scheme_of(source.url)
+    return msgspec.structs.replace(source, url=word, anonymous=False) if same else near
+
+
 def folder(word: str) -> str:
     """An absolute path; empty for none."""
     return str(Path(word).expanduser().absolute()) if word else ""

@@ -135,6 +135,42 @@ def check_image(data: bytes, where: str) -> tuple[int, int]:
     return size
 
 
+def shrink_image(data: bytes, short_side: int, quality: int, where: str) -> bytes:
+    """An image whose shorter side has `short_side` pixels; the very bytes where that is no gain.
+
+    That is where it is as small already, or would not have fewer bytes. JPEG and WebP stay what they are, at that
+    quality (JPEG with halved colours, 4:2:0); all else becomes PNG. As everywhere here, EXIF and profiles are not
+    looked at, and go.
+
+    Raises:
+        DataError: broken, truncated, too large or unknown image.
+    """
+    height, width = 0, 0
+
+    def cut_of(found_height: int, found_width: int) -> Cut:
+        nonlocal height, width
+        height, width = found_height, found_width
+        return scaled_cut(Box(0, 0, height, width), height, width, short_side)
+
+    pixels, box = _decode(data, cut_of, where)
+    short = min(height, width)
+    if short <= short_side:
+        return data
+    part = pixels[box.top : box.top + box.height, box.left : box.left + box.width]
+    smaller = _resized(part, round(short_side * height / short), round(short_side * width / short))
+    encoded = _encoded(smaller, data, quality)
+    return encoded if len(encoded) < len(data) else data
+
+
+def _encoded(pixels: Pixels, like: bytes, quality: int) -> bytes:
+    if like[:2] == b"\xff\xd8":
+        return bytes(simplejpeg.encode_jpeg(pixels, quality=quality, colorspace="RGB", colorsubsampling="420"))
+    buffer = BytesIO()
+    webp = like[:4] == b"RIFF" and like[8:12] == b"WEBP"
+    Image.fromarray(pixels).save(buffer, "WEBP" if webp else "PNG", **({"quality": quality} if webp else {}))
+    return buffer.getvalue()
+
+
 def decode_eval(
     data: bytes, size: int, where: str, resize: Resize = "shorter", interpolation: Interpolation = "bicubic"
 ) -> Pixels:

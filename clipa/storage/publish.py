@@ -25,14 +25,11 @@ from clipa.spec import card
 from clipa.spec import plan as plans
 from clipa.spec.cluster import Dataset
 from clipa.storage import fast, published
-from clipa.storage.digest import Running, pinned
-from clipa.storage.manifest import Shard
 from clipa.storage.stage import RESUMABLE
 from clipa.storage.store import Store
+from clipa.storage.upload import upload
 
 _POLL_S = 1.0
-_TRIES = 3
-_CHUNK = 1 << 20
 
 
 class Published(msgspec.Struct, frozen=True):
@@ -97,7 +94,7 @@ class Publisher:
         for file in sorted(msgspec.json.decode(marker, type=dict[str, object])):
             if "/" in file or file.startswith("."):
                 raise StorageError(f"its COMPLETE names {file!r}", where=str(folder))
-            total += self._file(folder / file, f"{name}/{file}")
+            total += upload(self.store, folder / file, f"{name}/{file}").size
         if not self.store.write_new(complete, marker) and self.store.read(complete) != marker:
             raise StorageError(
                 "another attempt has published other files under this step",
@@ -105,26 +102,6 @@ class Publisher:
                 hint="stop the attempt that still runs elsewhere, or publish to another URL",
             )
         return total
-
-    def _file(self, path: Path, name: str) -> int:
-        size = path.stat().st_size
-        for _ in range(_TRIES):
-            self.store.write(name, path)
-            now = self.store.entry(name)
-            if now.size == size and _is(path, Shard(name=name, size=size, version=now.version)):
-                return size
-        raise StorageError(f"what arrived is not what was sent, {_TRIES} times", where=f"{self.store.url}/{name}")
-
-
-def _is(path: Path, remote: Shard) -> bool:
-    """Whether a file has the digest that the store has of the object; true where the store has none."""
-    running = Running(pinned(remote))
-    if not running.wanted.kind:
-        return True
-    with open(path, "rb", buffering=0) as file:
-        while chunk := file.read(_CHUNK):
-            running.update(chunk)
-    return running.fits
 
 
 def follow(run: RunDir, attempt: int, until: Path, target: Dataset) -> int:

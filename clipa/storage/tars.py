@@ -92,7 +92,7 @@ class Census:
             self._text = length
             self._next = self._at
         elif kind in _REGULAR:
-            self._count(self._name or short_name(block))
+            self.count(self._name or short_name(block))
             self._name = ""
         elif kind not in b"Kg":
             self._name = ""
@@ -108,7 +108,8 @@ class Census:
         elif name := pax_path(body):
             self._name = name
 
-    def _count(self, name: str) -> None:
+    def count(self, name: str) -> None:
+        """A regular member of that name."""
         match = _KEY.fullmatch(name)
         if match and (bit := _BIT.get(match[2].lower())):
             self._samples[match[1]] = self._samples.get(match[1], 0) | bit
