@@ -29,11 +29,15 @@ class Ranks(NamedTuple):
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any rank: one small all-reduce."""
+        return bool(self.greatest((int(flag),))[0])
+
+    def greatest(self, values: tuple[int, ...]) -> tuple[int, ...]:
+        """The greatest of all ranks' numbers, one by one: a small all-reduce on the CPU, whatever the device."""
         if self.world == 1:
-            return flag
-        value = torch.tensor([int(flag)], device=self.device)
-        dist.all_reduce(value, op=dist.ReduceOp.MAX)
-        return bool(value.item())
+            return values
+        numbers = torch.tensor(values)
+        dist.all_reduce(numbers, op=dist.ReduceOp.MAX)
+        return tuple(int(number) for number in numbers)
 
     def total(self, values: torch.Tensor) -> torch.Tensor:
         """The sum over all ranks."""
@@ -80,7 +84,9 @@ def joined(world: World, patience_minutes: float = 0.0) -> Iterator[Ranks]:
         yield Ranks(rank, count, device)
         return
     patience = timedelta(minutes=patience_minutes) if patience_minutes else None
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", rank=rank, world_size=count, timeout=patience)
+    # What ranks say about files, clocks and checkpoints goes over the CPU: no word of it may wait for a GPU.
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, rank=rank, world_size=count, timeout=patience)
     try:
         yield Ranks(rank, count, device)
     finally:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from clipa.attempt.devices import Ranks, autocast, precision_of
 from clipa.data.augment import Colours
 from clipa.data.pipeline import Batch
-from clipa.errors import TrainError
 from clipa.model.clip import Clip
 from clipa.model.loss import LOSSES, ClipOutput
 from clipa.reduction.image import PatchSelection
 from clipa.spec.card import card_of
 from clipa.spec.job import TrainPhase
 from clipa.spec.plan import Plan
+from clipa.train.finite import Finite
 from clipa.train.metrics import StepOutcome
 from clipa.train.optim import lr_at, make_optimizer
 from clipa.train.passes import backward
@@ -41,6 +39,7 @@ class Learner:
         model = Clip(plan.model, card.image_size, card.text_tokens, card.positions, card.loss)
         self.model = model.to(ranks.device)
         self.optimizer = make_optimizer(self.model, self.phase.optim, ranks.device)
+        self.finite = Finite(ranks.device)
         self._parallel = DistributedDataParallel(self.model) if ranks.world > 1 else self.model
         self._colours = Colours(self.phase.image, plan.seed, ranks.device)
         self._selection = PatchSelection(self.phase.image, plan.model.image.patch, plan.seed, ranks.device)
@@ -49,16 +48,16 @@ class Learner:
     def learn(self, batch: Batch, step: int) -> StepOutcome:
         """One optimizer step, number `step` of 0..steps-1: forward, loss, backward, step.
 
-        Raises:
-            TrainError: the loss is not finite; the weights are as before.
+        The host does not wait for the device. A step that is not finite changes nothing but `finite`, see there.
         """
         lr = lr_at(step, self.plan.steps, self.plan.warmup_steps, self.phase.optim.lr)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
         loss = backward(self._forward, self._parallel, self._on_device(batch), self._loss, self.phase.micro_batch)
-        mean = self._require_finite(loss, step)
+        mean = self.ranks.total(loss.clone()) / self.ranks.world
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+        self.optimizer.found_inf = self.finite.judge(mean, norm, step)  # type: ignore[attr-defined]
         self.optimizer.step()
         self.model.clamp()
         return StepOutcome(mean, norm, lr, self.model.logit_scale.detach().exp())
@@ -75,14 +74,3 @@ class Learner:
             t.to(self.ranks.device, non_blocking=True) for t in (batch.images, batch.tokens, batch.positions)
         )
         return batch._replace(images=images, tokens=tokens, positions=positions)
-
-    def _require_finite(self, loss: torch.Tensor, step: int) -> float:
-        """The loss of the global batch, checked before the optimizer steps; the same answer on every rank."""
-        mean = float(self.ranks.total(loss.clone())) / self.ranks.world
-        if not math.isfinite(mean):
-            raise TrainError(
-                f"the loss is {mean} at step {step + 1}",
-                where=self.plan.run,
-                hint="the last checkpoint is kept; lower optim.lr or lengthen optim.warmup_samples",
-            )
-        return mean

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ SILENCE_S = 10.0
 class StepOutcome(NamedTuple):
     """What one optimizer step gave: the loss of the global batch; tensors stay on the device until they are told."""
 
-    loss: float
+    loss: torch.Tensor
     grad_norm: torch.Tensor
     lr: float
     logit_scale: torch.Tensor
@@ -65,12 +66,14 @@ class Meter:
         seconds = max(1e-9, now - self._since)
         speed = self._steps_since * self.batch / seconds
         wait = min(1.0, self.waited / seconds)
-        scale = float(outcome.logit_scale)
+        loss, scale = float(outcome.loss), float(outcome.logit_scale)
+        if not math.isfinite(loss):
+            return  # the trainer names the step; JSON has no word for such a loss
         self.log.write(
             events.Step,
             step=step,
             samples=step * self.batch,
-            loss=outcome.loss,
+            loss=loss,
             lr=outcome.lr,
             logit_scale=scale,
             grad_norm=float(outcome.grad_norm),
@@ -80,7 +83,7 @@ class Meter:
         self.pulse.at("", step)
         left = (self.steps - step) * self.batch / speed
         print(
-            f"step {step}/{self.steps}  loss {outcome.loss:.4f}  lr {outcome.lr:.3g}  scale {scale:.2f}  "
+            f"step {step}/{self.steps}  loss {loss:.4f}  lr {outcome.lr:.3g}  scale {scale:.2f}  "
             f"{speed:,.0f} samples/s  waiting for data {wait:.0%}  {left:,.0f} s left",
             flush=True,
         )

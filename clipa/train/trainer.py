@@ -11,6 +11,7 @@ from clipa.attempt.pulse import Pulse
 from clipa.attempt.weights import Found, read_tensors, resolve
 from clipa.data.pinned import open_pinned
 from clipa.data.pipeline import Batch, train_batches
+from clipa.errors import TrainError
 from clipa.eval.evaluator import Evaluator
 from clipa.registry import events
 from clipa.spec.card import WEIGHTS_NAME, card_of
@@ -18,6 +19,7 @@ from clipa.spec.job import TrainPhase
 from clipa.train import checkpoint
 from clipa.train.learner import Learner
 from clipa.train.metrics import Meter
+from clipa.train.poll import Poll, Word
 
 
 class Trainer:
@@ -36,6 +38,7 @@ class Trainer:
         self.evaluator = Evaluator(session.run, self.plan, session.attempt, ranks, self.learner.precision, self.pulse)
         self.meter = Meter(self.pulse, session.log, self.plan.steps, self.phase.batch, self.phase.log_every_samples)
         self._save_due = time.monotonic() + 60 * self.phase.checkpoint.every_minutes
+        self.poll = Poll(ranks, self._look)
 
     def train(self) -> int:
         """Train to the end of the phase, or until asked to leave. Returns the exit code."""
@@ -46,10 +49,11 @@ class Trainer:
             self.meter.after_step(self.step, outcome)
             if self._every(self.phase.evaluate.every_samples) and self.step < self.plan.steps:
                 self._evaluate()
-            if self._wants_checkpoint():
+            word = self.poll.ask(self.step)
+            self._require_finite(word.bad)
+            if word.save or word.leave or self._every(self.phase.checkpoint.every_samples):
                 self._save()
-            if self.ranks.any(self.ranks.is_first and self.session.stop_file.exists()):
-                self._save()
+            if word.leave:
                 return RESUMABLE
         self._save()
         self._evaluate()
@@ -124,12 +128,27 @@ class Trainer:
     def _every(self, samples: int) -> bool:
         return samples > 0 and self.step % max(1, samples // self.phase.batch) == 0
 
-    def _wants_checkpoint(self) -> bool:
-        late = self.ranks.is_first and time.monotonic() > self._save_due
-        return self._every(self.phase.checkpoint.every_samples) or self.ranks.any(late)
+    def _look(self) -> Word:
+        """What this rank sees by itself. Files and clocks are the first one's to see."""
+        first = self.ranks.is_first
+        return Word(
+            leave=first and self.session.stop_file.exists(),
+            save=first and time.monotonic() > self._save_due,
+            bad=self.learner.finite.seen(),
+        )
+
+    def _require_finite(self, bad: int) -> None:
+        """Stop where a step was not finite: it was not applied, and nothing is saved after it."""
+        if bad:
+            raise TrainError(
+                f"the loss or its gradient is not finite at step {bad}",
+                where=self.plan.run,
+                hint="the last checkpoint is kept; lower optim.lr or lengthen optim.warmup_samples",
+            )
 
     def _save(self) -> None:
         """Write a checkpoint, unless a whole one of this step is there already."""
+        self._require_finite(self.learner.finite.read())
         self._save_due = time.monotonic() + 60 * self.phase.checkpoint.every_minutes
         if self.ranks.is_first and self._stored[0] != self.step:
             self.pulse.at("saving")
