@@ -42,11 +42,11 @@ class Finite:
         """The first bad step, or 0, as of the last call: never waits for the device."""
         if not self.first_bad.is_cuda:
             return self.read()
-        if self._ready is not None and not self._ready.query():
+        if self._ready is not None and not self._ready.query():  # type: ignore[no-untyped-call]
             return 0
         found = int(self._copy) if self._ready is not None else 0
         self._copy.copy_(self.first_bad, non_blocking=True)
-        self._ready = torch.cuda.Event()
+        self._ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self._ready.record()
         return found
 
