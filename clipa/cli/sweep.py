@@ -35,6 +35,9 @@ def sweep(
         Literal["pipeline", "pretrain", "finetune", "eval"],
         typer.Option("--phases", help="Which phases of each point."),
     ] = "pipeline",
+    at_once: Annotated[
+        int, typer.Option("--at-once", min=0, metavar="K", help="On SLURM: K points of a phase at a time; 0: all.")
+    ] = 0,
     name: Annotated[str, typer.Option("--name", help="The group's name; the same name is never run twice.")] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and price every point, and stop.")] = False,
     wait: Annotated[
@@ -46,7 +49,7 @@ def sweep(
     from clipa.cli import show
     from clipa.launch import sweep as grid
 
-    settled = grid.settle(phases, recipe, cluster, set_ or [], over, name, words.everything)
+    settled = grid.settle(phases, recipe, cluster, set_ or [], over, name, words.everything, at_once)
     for note in settled.notes:
         show.note(note)
     if dry_run:

@@ -33,7 +33,7 @@ def end_jobs(roots: Sequence[Path], runs: Collection[str], waiting_only: bool = 
 
 def _live(facts: Facts) -> list[Job]:
     """Every job of a run that is not over, whether it was recorded or not; also after the run's last word."""
-    return live_of(facts.plan.run, scheduler.jobs_of(facts).jobs)
+    return live_of(facts.plan.run, scheduler.jobs_of(facts).jobs, facts.elements)
 
 
 def _waits(job: Job) -> bool:

@@ -11,11 +11,11 @@ from collections.abc import Iterable, Sequence
 from clipa.launch import bad_nodes, scheduler, snapshot
 from clipa.launch.conclude import Doing, conclude, doing_of, write_end
 from clipa.launch.only_one import only_one
-from clipa.launch.sbatch import Batch
+from clipa.launch.sbatch import Batch, Member
 from clipa.launch.submit import submit_slurm
 from clipa.launch.supervisor import read_plan
 from clipa.registry import events, reading, records
-from clipa.registry.jobs import FAILED_LAUNCH, Job, live_of
+from clipa.registry.jobs import FAILED_LAUNCH, Job, attempt_of, live_of, name_of
 from clipa.registry.run_dir import RunDir, run_dirs
 from clipa.registry.scan import Scan
 from clipa.registry.state import Facts, State
@@ -48,6 +48,27 @@ def submit(run: RunDir, plan: Plan, attempt: int, submission: int, after: str = 
     """
     job = submit_slurm(batch_of(plan, run, attempt, submission, after))
     record(run, attempt, job)
+    return job
+
+
+def submit_array(plans: Sequence[Plan], members: Sequence[Member], array: str, after: str = "") -> str:
+    """Submit runs whose intents are written as one job array, and record their elements. Returns the array's id.
+
+    Args:
+        plans: of the members.
+        members: in the order of their indices.
+        array: the array's name.
+        after: the array whose element of the same index must have ended well.
+
+    Raises:
+        LaunchError: SLURM refused it.
+    """
+    first = members[0]
+    batch = batch_of(plans[0], first.run, first.attempt, first.submission, after)
+    lead = max(plan.limits.lead_s for plan in plans)
+    job = submit_slurm(batch._replace(array=array, members=tuple(members), lead_s=lead))
+    for member in members:
+        record(member.run, member.attempt, f"{job}_{member.number}")
     return job
 
 
@@ -116,11 +137,11 @@ def settle(scan: Scan) -> bool:
 def _settle_one(facts: Facts, jobs: Sequence[Job], states: dict[str, State]) -> bool:
     run, plan = RunDir(facts.path), facts.plan
     assert plan.slurm is not None
-    live = live_of(plan.run, jobs)
+    live = live_of(plan.run, jobs, facts.elements)
     if len(live) > 1:
-        scheduler.cancel([job.id for job in _superseded(live)], plan.slurm.conf)
+        scheduler.cancel([job.id for job in _superseded(facts, live)], plan.slurm.conf)
     if not facts.slurm_job:
-        found = [job for job in jobs if facts.intent and job.name == f"clipa-{plan.run}-a{facts.intent.attempt}"]
+        found = [job for job in jobs if facts.intent and _is_of(job, facts, facts.intent)]
         if found and facts.intent:
             record(run, facts.intent.attempt, found[-1].id)
             return True
@@ -134,10 +155,22 @@ def _settle_one(facts: Facts, jobs: Sequence[Job], states: dict[str, State]) -> 
     return _continue(facts, job, states)
 
 
-def _superseded(live: Iterable[Job]) -> list[Job]:
-    """All but the newest attempt's: it alone can commit."""
-    ordered = sorted(live, key=lambda job: int(job.name.rpartition("-a")[2] or 0))
-    return ordered[:-1]
+def _is_of(job: Job, facts: Facts, intent: records.Intent) -> bool:
+    """Whether a job is the one that an intent was about to submit."""
+    return intent.element.of(job) if intent.element else job.name == name_of(facts.plan.run, intent.attempt)
+
+
+def _superseded(facts: Facts, live: Iterable[Job]) -> list[Job]:
+    """All but the newest attempt's: it alone can commit. Elements are older than what has the run's own name, unless
+    the run was submitted again as one.
+    """
+    newest = facts.intent.element if facts.intent else None
+
+    def age(job: Job) -> tuple[bool, int, int]:
+        order = next((n for n, element in enumerate(facts.elements) if element.of(job)), 0)
+        return newest is not None and newest.of(job), attempt_of(facts.plan.run, job), order
+
+    return sorted(live, key=age)[:-1]
 
 
 def _continue(facts: Facts, job: Job | None, states: dict[str, State]) -> bool:

@@ -62,7 +62,8 @@ def doing_of(job: Job | None, log: Path) -> Doing:
     if job is not None and job.phase == "running":
         return ""
     marks = [match for line in last_lines(log, 40) if (match := _MARK.search(line))]
-    mine = [match for match in marks if job is None or match[1] == job.id.split("_")[0]]
+    # The number in an element's mark is not the one by which it is called; its log is its own.
+    mine = [match for match in marks if job is None or "_" in job.id or match[1] == job.id]
     if mine:
         why = next((match["why"] for match in mine if match["why"]), "")
         return _DUE.get(why.upper(), "") if why else "cancelled"

@@ -110,7 +110,7 @@ def resume(runs: Sequence[RunStatus]) -> list[RunStatus]:
                 paths = [Path(s.root) / s.run for s in again]
                 plans = [create.read_plan(path) for path in paths]
                 jobs = {s.run: s.job for s in everything if s.state.is_live and s.job}
-                tasks = create.resume(paths)
+                tasks = create.resume(paths, jobs)
                 create.start(tasks, plans, live=jobs)
                 resumed += again
     return resumed

@@ -40,11 +40,21 @@ class Job(NamedTuple):
     meeting: str
 
 
+def own_id() -> str:
+    """SLURM's id of the job; of an element of an array as `ARRAY_INDEX`: the SLURM_JOB_ID of the last element is that
+    of the array, and what is done to that is done to all of them.
+    """
+    env = os.environ
+    if "SLURM_ARRAY_JOB_ID" in env:
+        return f"{env['SLURM_ARRAY_JOB_ID']}_{env['SLURM_ARRAY_TASK_ID']}"
+    return env["SLURM_JOB_ID"]
+
+
 def own_job() -> Job:
     """The job that this process belongs to."""
     env = os.environ
     return Job(
-        id=env["SLURM_JOB_ID"],
+        id=own_id(),
         restart=int(env.get("SLURM_RESTART_COUNT", "0")),
         node=int(env.get("SLURM_PROCID", "0")),
         nodes=tuple(expand(env.get("SLURM_JOB_NODELIST", ""))) or (env.get("SLURMD_NODENAME", "?"),),

@@ -17,10 +17,26 @@ from clipa.spec.slurm import Slurm
 SIGNAL = "USR2"
 ANSWERS = ("0", "10", "11")
 """Exit codes of the tail (see there); with any other it could not work, and the script requeues without it."""
+ARRAYS = ".arrays"
+"""Folder of a run root that holds a folder for each job array."""
 _PLAIN = (
     "partition", "account", "qos", "reservation", "constraint", "nodelist", "gres", "mem", "licenses", "mail_type",
     "mail_user", "nice",
 )  # fmt: skip
+
+
+class Member(NamedTuple):
+    """One run in a job array: the number (index) of its element, and the attempt with which that begins."""
+
+    number: int
+    run: RunDir
+    attempt: int
+    submission: int
+
+    @property
+    def folder(self) -> Path:
+        """Where submitit keeps the files of this element."""
+        return self.run.logs(self.attempt) / "submitit"
 
 
 class Batch(NamedTuple):
@@ -28,6 +44,8 @@ class Batch(NamedTuple):
 
     `submission`: the attempt from which attempts are counted; `code`: the folder of the snapshot; `python`: the
     interpreter on the nodes; `after`: the job that must have ended well; `avoid`: nodes to keep off.
+    With `members` it is an array of this name, whose elements differ in their runs alone: the plan is the first one's,
+    `after` is the array whose element of the same index must have ended well, and `lead_s` is the longest of all.
     """
 
     plan: Plan
@@ -38,10 +56,15 @@ class Batch(NamedTuple):
     python: str
     after: str = ""
     avoid: tuple[str, ...] = ()
+    array: str = ""
+    members: tuple[Member, ...] = ()
+    lead_s: int = 0
 
     @property
     def folder(self) -> Path:
-        """Where submitit keeps the job's files; one folder a job."""
+        """Where submitit keeps the job's files; one folder a job. An array's has a link INDEX to each element's."""
+        if self.members:
+            return self.run.path.parent / ARRAYS / self.array
         return self.run.logs(self.attempt) / "submitit"
 
 
@@ -56,16 +79,21 @@ def directives(batch: Batch) -> dict[str, str | int]:
         "nodes": world.nodes,
         "ntasks-per-node": 1,
         "time": site.minutes,
-        "signal": f"{SIGNAL}@{batch.plan.limits.lead_s}",
+        "signal": f"{SIGNAL}@{batch.lead_s or batch.plan.limits.lead_s}",
         "open-mode": "append",
         "chdir": str(batch.run.path),
         "requeue" if site.requeue else "no-requeue": True,
         "comment": _comment(batch, site.comment),
     }
+    if batch.members:
+        limit = f"%{batch.plan.at_once}" if batch.plan.at_once else ""
+        found["array"] = ",".join(str(member.number) for member in batch.members) + limit
+        found |= {"job-name": batch.array, "chdir": str(batch.run.path.parent)}
     if avoid := ",".join(filter(None, [site.exclude, *batch.avoid])):
         found["exclude"] = avoid
     if batch.after:
-        found |= {"dependency": f"afterok:{batch.after}", "kill-on-invalid-dep": "yes"}
+        kind = "aftercorr" if batch.members else "afterok"
+        found |= {"dependency": f"{kind}:{batch.after}", "kill-on-invalid-dep": "yes"}
     found |= site.directives
     return {key: "" if value is True else value for key, value in found.items() if value is not False}
 
@@ -85,8 +113,10 @@ def of_site(site: Slurm, gpus: int) -> dict[str, str | int | bool]:
 
 
 def _comment(batch: Batch, note: str) -> str:
-    """What the job carries for whoever finds it: its run and attempt, as JSON."""
+    """What the job carries for whoever finds it: its run and attempt, or its sweep and phase, as JSON."""
     said: dict[str, str | int] = {"clipa": batch.plan.run, "attempt": batch.attempt}
+    if batch.members:
+        said = {"clipa": batch.plan.group, "phase": batch.plan.phase}
     if image := batch.plan.container:
         said["image"] = image.digest
     return msgspec.json.encode(said | ({"note": note} if note else {})).decode()
@@ -97,13 +127,12 @@ def setup(batch: Batch) -> list[str]:
     site = batch.plan.slurm
     assert site is not None
     python = shlex.quote(batch.python)
-    folder = shlex.quote(str(batch.folder))
-    lines = [*site.setup]
+    lines = [*site.setup, *_element(batch)]
     lines += [f"export {key}={shlex.quote(value)}" for key, value in sorted(batch.plan.env.items())]
     lines += [
         f"export PYTHONPATH={shlex.quote(str(batch.code))} PYTHONSAFEPATH=1",
         "# Had the submitter died before submitit gave the task its final name, the job would look for it in vain.",
-        f'[ -e {folder}/"$SLURM_JOB_ID"_submitted.pkl ] || ln -s task.pkl {folder}/"$SLURM_JOB_ID"_submitted.pkl',
+        f"[ -e {task_of(batch)} ] || ln -s task.pkl {task_of(batch)}",
     ]
     if batch.plan.world.nodes > 1:
         interface = f" --interface {shlex.quote(site.interface)}" if site.interface else ""
@@ -111,10 +140,44 @@ def setup(batch: Batch) -> list[str]:
             f'CLIPA_MEETING="$({python} -m clipa.launch.meeting{interface})" || exit 1',
             "export CLIPA_MEETING",
         ]
-    tail = shlex.join(
-        [batch.python, "-m", "clipa.launch.tail", str(batch.run.path), str(batch.attempt), str(batch.submission)]
-    )
-    return [*lines, f'clipa_tail() {{ {tail} "$@"; }}', "trap 'clipa_tail asked' TERM"]
+    tail = f'{python} -m clipa.launch.tail {_run_of(batch)} "$@"'
+    return [*lines, f"clipa_tail() {{ {tail}; }}", "trap 'clipa_tail asked' TERM"]
+
+
+def _element(batch: Batch) -> list[str]:
+    """The run of an element, by its index."""
+    if not batch.members:
+        return []
+    cases = [
+        f"  {m.number}) clipa_run=({shlex.join([str(m.run.path), str(m.attempt), str(m.submission)])}) ;;"
+        for m in batch.members
+    ]
+    return ['case "$SLURM_ARRAY_TASK_ID" in', *cases, "esac"]
+
+
+def _run_of(batch: Batch) -> str:
+    """Run, attempt and submission, as words of bash."""
+    if batch.members:
+        return '"${clipa_run[@]}"'
+    return shlex.join([str(batch.run.path), str(batch.attempt), str(batch.submission)])
+
+
+def job_of(batch: Batch) -> str:
+    """The job's id, in bash. An element is never called by its SLURM_JOB_ID: the last one's is that of the whole
+    array, and what is done to that is done to all of them.
+    """
+    return '"${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"' if batch.members else '"$SLURM_JOB_ID"'
+
+
+def folder_of(batch: Batch) -> str:
+    """Where submitit finds the job's task, in bash."""
+    folder = shlex.quote(str(batch.folder))
+    return f'{folder}/"$SLURM_ARRAY_TASK_ID"' if batch.members else folder
+
+
+def task_of(batch: Batch) -> str:
+    """The file of the job's task, as submitit calls it, in bash."""
+    return f"{folder_of(batch)}/{job_of(batch)}_submitted.pkl"
 
 
 def srun(batch: Batch) -> list[str]:
@@ -143,7 +206,7 @@ def teardown(batch: Batch) -> list[str]:
         lines += [
             "# Without a working Python the job still goes on, as often as attempts are allowed.",
             f'case "$clipa_code" in {"|".join(ANSWERS)}) ;; *) [ "${{SLURM_RESTART_COUNT:-0}}" -lt {again} ] && '
-            'scontrol requeue "$SLURM_JOB_ID" ;; esac',
+            f"scontrol requeue {job_of(batch)} ;; esac",
         ]
     return [*lines, 'exit "$clipa_code"']
 
@@ -166,6 +229,16 @@ def assemble(text: str, wanted: dict[str, str | int], command: str) -> str:
     step = next(number for number, line in enumerate(body) if line.startswith("srun ") and line.endswith(command))
     body[step] = f"{body[step]} &\n{WAIT}"
     return "\n".join(body) + "\n"
+
+
+def per_element(batch: Batch, text: str) -> str:
+    """Submitit's script with the output of each element in the folder of its run, through the array's link."""
+    if not batch.members:
+        return text
+    lines = text.splitlines(keepends=True)
+    return "".join(
+        line.replace("/%j_", "/%a/%A_%a_") if line.startswith(("#SBATCH", "srun ")) else line for line in lines
+    )
 
 
 def _kept(text: str, names: Sequence[str]) -> dict[str, str | int]:

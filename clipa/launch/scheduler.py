@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from clipa.launch.nodelist import expand
 from clipa.registry import local_disk
 from clipa.registry.jobs import Job, Jobs
 from clipa.registry.run_dir import write_whole
@@ -32,7 +33,7 @@ FRESH_S = 1.5
 """An answer so young is used again, also by another clipa: watching must not flood slurmctld (submitit#1759)."""
 FORGET_S = 30 * 86400.0
 _SQUEUE = "%i|%T|%r|%S|%j"
-_SACCT = "JobIDRaw,State,Start,JobName"
+_SACCT = "JobID,State,Start,JobName"
 _CLEAN = re.compile(r"(?:SLURM|SLURMD|SBATCH|SRUN|SALLOC|SQUEUE|SINFO|SACCT|SCANCEL|PMI|PMIX|SUBMITIT)_")
 _ENV_KEPT = ("SLURM_CONF",)
 
@@ -149,14 +150,25 @@ def parse_squeue(text: str, now: float) -> list[Job]:
 
 
 def parse_sacct(text: str, now: float) -> list[Job]:
-    """The jobs of `sacct -X -n -P -o JobIDRaw,State,Start,JobName`; lines of another shape are passed over."""
+    """The jobs of `sacct -X -n -P -o JobID,State,Start,JobName`; lines of another shape are passed over."""
     jobs = []
     for line in text.splitlines():
         fields = line.split("|", 3)
         if len(fields) == 4 and fields[0].strip():
             ident, word, start, name = (field.strip() for field in fields)
-            jobs.append(_job(ident, word, "", start, name, "sacct", now))
+            jobs += [_job(one, word, "", start, name, "sacct", now) for one in idents(ident)]
     return jobs
+
+
+def idents(text: str) -> list[str]:
+    """The jobs of an id as SLURM writes it: elements that have not run share a line, `12_[3-5,9%2]`."""
+    base, bracket, rest = text.partition("_[")
+    if not bracket:
+        return [text]
+    try:
+        return [f"{base}_{index}" for index in expand(f"[{rest.rstrip(']').partition('%')[0]}]")]
+    except ValueError:
+        return []  # a long list is cut off: "12_[1,3,5,..."
 
 
 def _job(ident: str, word: str, reason: str, start: str, name: str, source: str, now: float) -> Job:
@@ -210,7 +222,7 @@ def _remember(path: Path | None, memory: _Memory) -> None:
 
 def describe_job(ident: str, conf: str) -> Job | None:
     """One job, asked now; None when that is not to be had."""
-    said = command(["squeue", "-h", "-t", "all", "-j", ident, "-o", _SQUEUE], conf)
+    said = command(["squeue", "-h", "-r", "-t", "all", "-j", ident, "-o", _SQUEUE], conf)
     return next((job for job in parse_squeue(said.out, time.time()) if job.id == ident), None)
 
 

@@ -87,7 +87,10 @@ def submit_local(tasks: Sequence[Task], folder: Path, minutes: int) -> Identity:
 
 
 def submit_slurm(batch: sbatch.Batch) -> str:
-    """Hand one job to SLURM. Returns its id.
+    """Hand one job, or one array, to SLURM. Returns its id.
+
+    Submitit's own `map_array` makes its script with another executor than its own, without our directives; so an array
+    is one submission, whose elements find their tasks where those of a single job would.
 
     Raises:
         LaunchError: SLURM refused it, with its own words.
@@ -98,9 +101,13 @@ def submit_slurm(batch: sbatch.Batch) -> str:
     try:
         executor = _executor(batch)
         batch.folder.mkdir(parents=True, exist_ok=True)
-        spare = DelayedSubmission(task)
-        spare.set_timeout(batch.plan.limits.time_limit_minutes, 0)
-        spare.dump(batch.folder / "task.pkl")
+        for member in batch.members or (sbatch.Member(0, batch.run, batch.attempt, batch.submission),):
+            spare = DelayedSubmission(OnNode(str(member.run.path), member.attempt, member.submission))
+            spare.set_timeout(batch.plan.limits.time_limit_minutes, 0)
+            member.folder.mkdir(parents=True, exist_ok=True)
+            spare.dump(member.folder / "task.pkl")
+            if batch.members:
+                (batch.folder / str(member.number)).symlink_to(os.path.relpath(member.folder, batch.folder))
         with _only(job_environment(batch)):
             return str(executor.submit(task).job_id)
     except (OSError, FailedJobError, FailedSubmissionError) as error:
@@ -152,8 +159,12 @@ def _executor(batch: sbatch.Batch) -> Any:
         def affinity(cls) -> int:
             return 2  # a dry run needs no srun here; without sbatch a submission says so itself
 
+        @property
+        def _submitit_command_str(self) -> str:
+            return f"{self.python} -u -m submitit.core._submit {sbatch.folder_of(batch)}"
+
         def _make_submission_file_text(self, command: str, uid: str) -> str:
-            text = super()._make_submission_file_text(command, uid)
+            text = sbatch.per_element(batch, super()._make_submission_file_text(command, uid))
             return sbatch.assemble(text, sbatch.directives(batch), command)
 
     executor = Executor(folder=batch.folder, max_num_timeout=0, python=shlex.quote(batch.python))

@@ -13,26 +13,31 @@ from typing import NamedTuple
 import msgspec
 
 from clipa.errors import ConfigError, InputError
-from clipa.launch import create, request
+from clipa.launch import arrays, create, request
 from clipa.launch.look import look
 from clipa.launch.only_one import only_one
 from clipa.launch.prepare import Prepared, Request, prepare
 from clipa.launch.request import Submission
 from clipa.launch.supervisor import Task
+from clipa.registry.jobs import Element
 from clipa.registry.scan import Scan
 from clipa.registry.state import RunStatus, State
-from clipa.spec.plan import Weights
+from clipa.spec.plan import Plan, Weights
 
 LARGEST = 256
 """Points of one sweep: more is a slip of the pen."""
 
 
 class Sweep(NamedTuple):
-    """The points of a grid: the changes of each, and its request. `notes` say which defaults were taken."""
+    """The points of a grid: the changes of each, and its request. `notes` say which defaults were taken.
+
+    `at_once`: of so many points the same phase runs at the same time on SLURM; 0: no limit.
+    """
 
     points: tuple[tuple[str, ...], ...]
     requests: tuple[Request, ...]
     notes: tuple[str, ...]
+    at_once: int = 0
 
 
 def axis(words: str) -> tuple[str, ...]:
@@ -92,6 +97,7 @@ def settle(
     axes: Sequence[str],
     name: str,
     runs: Callable[[], Scan],
+    at_once: int = 0,
 ) -> Sweep:
     """Load and check the recipe at every point.
 
@@ -105,7 +111,13 @@ def settle(
             settled = request.settle(what, recipe_word, cluster_word, [*overrides, *point], None, name, runs)
         requests.append(settled.request)
         notes |= dict.fromkeys(settled.notes)
-    return Sweep(points, tuple(requests), tuple(notes))
+    if at_once and requests[0].cluster.slurm is None:
+        raise ConfigError(
+            "points run one after the other on the local machine",
+            where=f"--at-once, cluster {requests[0].cluster.name}",
+            hint="leave it out, or choose a profile of SLURM with --cluster",
+        )
+    return Sweep(points, tuple(requests), tuple(notes), at_once)
 
 
 @contextlib.contextmanager
@@ -129,11 +141,11 @@ def prepare_all(sweep: Sweep) -> list[Prepared]:
     prepared = []
     for number, (point, wanted) in enumerate(zip(sweep.points, sweep.requests, strict=True), start=1):
         with _at(point):
-            prepared.append(_in_group(prepare(wanted), group, number, point))
+            prepared.append(_in_group(prepare(wanted), group, number, point, sweep.at_once))
     return prepared
 
 
-def _in_group(prepared: Prepared, group: str, number: int, point: tuple[str, ...]) -> Prepared:
+def _in_group(prepared: Prepared, group: str, number: int, point: tuple[str, ...], at_once: int = 0) -> Prepared:
     """The plans of one point under the group's id; they refer to each other by their new ids."""
     ids = {plan.run: f"{group}-{number:02d}-{plan.phase}" for plan in prepared.plans}
     plans = []
@@ -143,8 +155,11 @@ def _in_group(prepared: Prepared, group: str, number: int, point: tuple[str, ...
             init = Weights(ref=init.ref.replace(init.run, ids[init.run]), run=ids[init.run])
         parent = ids.get(plan.parent, plan.parent)
         plans.append(
-            msgspec.structs.replace(plan, run=ids[plan.run], group=group, parent=parent, init=init, point=point)
-        )
+            msgspec.structs.replace(
+                plan, run=ids[plan.run], group=group, parent=parent, init=init, point=point, element=number,
+                at_once=at_once,
+            )
+        )  # fmt: skip
     return prepared._replace(plans=tuple(plans))
 
 
@@ -158,11 +173,16 @@ def submit(sweep: Sweep) -> Submission:
                                any(s.state is state for s in known))  # fmt: skip
             return Submission(tuple(known), str(run_root), f"it is there already: {states}")
         prepared = prepare_all(sweep)
-        runs = [create.create(point) for point in prepared]
         plans = [plan for point in prepared for plan in point.plans]
+        runs = [create.create(point, places(plans)) for point in prepared]
         create.start([Task(str(run.path), create.FIRST) for point in runs for run in point], plans)
     group = prepared[0].plans[0].group
     return Submission(tuple(s for s in look([run_root]).statuses if s.group == group), str(run_root))
+
+
+def places(plans: Sequence[Plan]) -> dict[str, Element]:
+    """Run -> its element in the job arrays of a new sweep; none on the local machine."""
+    return arrays.elements(plans, "a", {}) if plans[0].slurm is not None else {}
 
 
 def _known(run_root: Path, name: str) -> list[RunStatus]:

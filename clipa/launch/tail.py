@@ -18,6 +18,7 @@ from clipa.errors import ClipaError
 from clipa.launch import carry_on, scheduler
 from clipa.launch.conclude import Doing, conclude, doing_of, write_end
 from clipa.launch.decide import is_done
+from clipa.launch.node import own_id
 from clipa.launch.supervisor import read_plan
 from clipa.registry import events
 from clipa.registry.jobs import Job
@@ -140,7 +141,7 @@ def main() -> int:
     given = parser.parse_args()
     began = time.monotonic()
     tail = Tail(
-        RunDir(given.run_dir), given.attempt, given.submission, os.environ["SLURM_JOB_ID"],
+        RunDir(given.run_dir), given.attempt, given.submission, own_id(),
         int(os.environ.get("SLURM_RESTART_COUNT", "0")),
     )  # fmt: skip
     code = tail.asked() if given.what == "asked" else tail.ended(given.code)

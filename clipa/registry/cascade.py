@@ -215,7 +215,8 @@ def _slurm(case: Case) -> Verdict | None:
     if facts.plan.backend != "slurm" or jobs is None:
         return None
     first = facts.intent.attempt if facts.intent else facts.attempt
-    job = jobs.find(facts.slurm_job, name_of(facts.plan.run, first))
+    element = facts.intent.element if facts.intent else None
+    job = jobs.find(facts.slurm_job, name_of(facts.plan.run, first), element)
     if job is not None and not _has_lived_since(case, job, jobs):
         verdict = _of_job(case, job)
         old = case.now - job.t

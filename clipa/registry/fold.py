@@ -65,6 +65,7 @@ def fold(
         started=min((e.t for e in everything if isinstance(e, events.Started | events.Begun)), default=0.0),
         job=_job(now),
         slurm_job=_slurm_job(everything, intent.submission if intent else 0, newest),
+        elements=tuple(i.element for _, i in sorted(intents.items()) if i.element is not None),
         holder=_holder(now, intent),
         stop=stop[-1] if stop else None,
         doing=doing,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Literal, TypeAlias
 
 from clipa.spec.plan import Record
@@ -71,19 +71,34 @@ class Job(Record, frozen=True, kw_only=True):
         return "held" if found == "queued" and self.reason in HOLDS else found
 
 
+class Element(Record, frozen=True, kw_only=True):
+    """A run's place in a job array: the array's name in SLURM, and its index there. All elements share the name."""
+
+    array: str
+    index: int
+
+    def of(self, job: Job) -> bool:
+        """Whether a job is this element: SLURM writes it as `ARRAY'S JOB_INDEX`."""
+        return job.name == self.array and job.id.endswith(f"_{self.index}")
+
+    def id_in(self, job: str) -> str:
+        """The id of this element in the array that was submitted as `job`."""
+        return f"{job}_{self.index}"
+
+
 class Jobs(Record, frozen=True, kw_only=True):
     """Answers of one scheduler. `trouble`: why some of them are old or missing; empty: all were asked just now."""
 
     jobs: tuple[Job, ...] = ()
     trouble: str = ""
 
-    def find(self, ident: str, name: str = "") -> Job | None:
-        """A job by its id, else the newest one of that name that is not over."""
+    def find(self, ident: str, name: str = "", element: Element | None = None) -> Job | None:
+        """A job by its id, else the newest one that is not over of that name, or that is this element."""
         found = None
         for job in self.jobs:
             if ident and job.id == ident:
                 return job
-            if name and not ident and job.name == name and job.phase != "over":
+            if not ident and job.phase != "over" and (element.of(job) if element else name and job.name == name):
                 found = job
         return found
 
@@ -93,7 +108,14 @@ def name_of(run: str, attempt: int) -> str:
     return f"clipa-{run}-a{attempt}"
 
 
-def live_of(run: str, jobs: Iterable[Job]) -> list[Job]:
-    """The jobs of a run that are not over."""
+def live_of(run: str, jobs: Iterable[Job], elements: Collection[Element] = ()) -> list[Job]:
+    """The jobs of a run that are not over: those of its own name, and the elements that it was."""
     start = f"clipa-{run}-a"
-    return [job for job in jobs if job.phase != "over" and job.name.startswith(start)]
+    mine = [job for job in jobs if job.name.startswith(start) or any(element.of(job) for element in elements)]
+    return [job for job in mine if job.phase != "over"]
+
+
+def attempt_of(run: str, job: Job) -> int:
+    """The attempt with which a job of a run began, by its name; 0 for an element, whose name does not say it."""
+    number = job.name.removeprefix(f"clipa-{run}-a")
+    return int(number) if number.isdecimal() else 0

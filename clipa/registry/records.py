@@ -10,6 +10,7 @@ from typing import Literal
 
 import msgspec
 
+from clipa.registry.jobs import Element
 from clipa.registry.liveness import Identity, own_identity
 from clipa.registry.run_dir import RunDir, write_whole
 from clipa.spec.plan import Record
@@ -21,7 +22,8 @@ UNREADABLE = (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 class Intent(Record, frozen=True, kw_only=True):
     """Written before an attempt is submitted. `submission` is the first attempt of the same submission: the limit
-    of attempts counts from it, and a request to stop any attempt since then stops the submission.
+    of attempts counts from it, and a request to stop any attempt since then stops the submission. `element`: the job
+    array of SLURM that the attempt is handed over in, and its place there.
     """
 
     attempt: int
@@ -29,6 +31,7 @@ class Intent(Record, frozen=True, kw_only=True):
     t: float
     reason: Literal["submit", "restart", "resume"]
     by: Identity
+    element: Element | None = None
     schema: int = SCHEMA
 
 
@@ -41,9 +44,17 @@ class Stop(Record, frozen=True, kw_only=True):
     schema: int = SCHEMA
 
 
-def write_intent(run: RunDir, attempt: int, submission: int, reason: Literal["submit", "restart", "resume"]) -> None:
+def write_intent(
+    run: RunDir,
+    attempt: int,
+    submission: int,
+    reason: Literal["submit", "restart", "resume"],
+    element: Element | None = None,
+) -> None:
     """Record that this process is about to start an attempt."""
-    intent = Intent(attempt=attempt, submission=submission, t=time.time(), reason=reason, by=own_identity())
+    intent = Intent(
+        attempt=attempt, submission=submission, t=time.time(), reason=reason, by=own_identity(), element=element
+    )
     write_whole(run.intent(attempt), msgspec.json.encode(intent))
 
 

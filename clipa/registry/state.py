@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 
 from clipa.registry import events
+from clipa.registry.jobs import Element
 from clipa.registry.liveness import Identity
 from clipa.registry.records import Intent, Stop
 from clipa.spec.plan import Plan, Record
@@ -73,6 +74,7 @@ class Facts(Record, frozen=True, kw_only=True):
         holder: the supervisor that has the attempt, where one has said so.
         job: the process that it was handed to.
         slurm_job: SLURM's id of its job.
+        elements: the places in job arrays of all its attempts, oldest first.
         ended: the final word on the attempt.
         notes: what a person wants to know while it runs.
         held_s: seconds for which all attempts have held their processors, as far as their words go.
@@ -88,6 +90,7 @@ class Facts(Record, frozen=True, kw_only=True):
     started: float = 0.0
     job: Identity | None = None
     slurm_job: str = ""
+    elements: tuple[Element, ...] = ()
     holder: Identity | None = None
     stop: Stop | None = None
     doing: State = State.QUEUED

@@ -129,7 +129,9 @@ class Plan(Record, frozen=True, kw_only=True):
 
     `run` is the id of the run, `group` the id shared by all phases that were submitted together, `phase` the phase's
     name in the recipe. `parent` is the run that must be DONE first. `steps` and `warmup_steps` are the phase's
-    budget in optimizer steps (0 for an evaluation). `point` is what a sweep changed for this run, as `--set` takes it.
+    budget in optimizer steps (0 for an evaluation). `point` is what a sweep changed for this run, as `--set` takes
+    it; `element` is the number of that point, from 1, and on SLURM its index in the job array, of which `at_once`
+    elements run at the same time (0: no limit).
     """
 
     run: str
@@ -161,6 +163,8 @@ class Plan(Record, frozen=True, kw_only=True):
     slurm: Slurm | None = None
     container: Pinned | None = None
     point: tuple[str, ...] = ()
+    element: int = 0
+    at_once: int = 0
     schema: int = SCHEMA
 
     @property
