@@ -81,4 +81,6 @@ def _dry_run(settled: Sweep, json: bool) -> None:
         show.json([{"point": p, "plans": ready.plans, "cost": c} for p, ready, c in rows])
         return
     costs.print_grid(settled.points, priced)
+    if scripts := grid.describe(prepared):
+        print(f"\n{scripts}")
     show.note("dry run: nothing was submitted")

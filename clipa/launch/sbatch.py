@@ -61,6 +61,11 @@ class Batch(NamedTuple):
     lead_s: int = 0
 
     @property
+    def chdir(self) -> Path:
+        """The job's working directory: that of its run, or the run root."""
+        return self.run.path.parent if self.members else self.run.path
+
+    @property
     def folder(self) -> Path:
         """Where submitit keeps the job's files; one folder a job. An array's has a link INDEX to each element's."""
         if self.members:
@@ -81,14 +86,14 @@ def directives(batch: Batch) -> dict[str, str | int]:
         "time": site.minutes,
         "signal": f"{SIGNAL}@{batch.lead_s or batch.plan.limits.lead_s}",
         "open-mode": "append",
-        "chdir": str(batch.run.path),
+        "chdir": str(batch.chdir),
         "requeue" if site.requeue else "no-requeue": True,
         "comment": _comment(batch, site.comment),
     }
     if batch.members:
         limit = f"%{batch.plan.at_once}" if batch.plan.at_once else ""
         found["array"] = ",".join(str(member.number) for member in batch.members) + limit
-        found |= {"job-name": batch.array, "chdir": str(batch.run.path.parent)}
+        found["job-name"] = batch.array
     if avoid := ",".join(filter(None, [site.exclude, *batch.avoid])):
         found["exclude"] = avoid
     if batch.after:

@@ -166,9 +166,10 @@ def idents(text: str) -> list[str]:
     if not bracket:
         return [text]
     try:
-        return [f"{base}_{index}" for index in expand(f"[{rest.rstrip(']').partition('%')[0]}]")]
+        found = expand(f"[{rest.rstrip(']').partition('%')[0]}]")
     except ValueError:
-        return []  # a long list is cut off: "12_[1,3,5,..."
+        return []
+    return [f"{base}_{index}" for index in found if index.isdecimal()]  # a long list is cut off: "12_[1,3,5,..."
 
 
 def _job(ident: str, word: str, reason: str, start: str, name: str, source: str, now: float) -> Job:

@@ -163,6 +163,16 @@ def _in_group(prepared: Prepared, group: str, number: int, point: tuple[str, ...
     return prepared._replace(plans=tuple(plans))
 
 
+def describe(prepared: Sequence[Prepared]) -> str:
+    """The batch scripts of a sweep on SLURM; empty on the local machine."""
+    plans = [plan for point in prepared for plan in point.plans]
+    if plans[0].slurm is None:
+        return ""
+    from clipa.launch.preview import describe_arrays
+
+    return describe_arrays(plans, places(plans))
+
+
 def submit(sweep: Sweep) -> Submission:
     """Submit the grid, unless its name is taken by the same grid already."""
     run_root, name = sweep.requests[0].run_root, sweep.requests[0].name

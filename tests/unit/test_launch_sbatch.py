@@ -6,6 +6,7 @@ import os
 import subprocess
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from clipa.launch import sbatch
@@ -44,7 +45,19 @@ def batch(slurm: Slurm, world: World, **changes: object) -> sbatch.Batch:
     return made._replace(**changes)  # type: ignore[arg-type]
 
 
+def array(slurm: Slurm, world: World, **changes: object) -> sbatch.Batch:
+    """The element of every second point, of attempts that differ."""
+    made = batch(slurm, world, **changes)
+    members = tuple(
+        sbatch.Member(n, RunDir(f"/shared/runs/20260101-000000-abcd-{n:02d}-pretrain"), attempt, attempt)
+        for n, attempt in ((1, 1), (3, 1), (12, 4))
+    )
+    plan = msgspec.structs.replace(made.plan, at_once=2)
+    return made._replace(plan=plan, members=members, array="clipa-20260101-000000-abcd-pretrain-a1", lead_s=120)
+
+
 CASES = {
+    "array": array(Slurm(time=60, cpus=4), World(processes=2, nodes=2), after="77"),
     "everything": batch(EVERYTHING, World(processes=16, nodes=2, gpus=16), after="77", avoid=("n3",)),
     "least": batch(Slurm(time=60), World(processes=1)),
     "no-requeue": batch(
@@ -66,6 +79,19 @@ def test_golden(name: str) -> None:
 def test_bash_takes_it(name: str) -> None:
     done = subprocess.run(["bash", "-n"], input=script(CASES[name]), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_an_element_finds_its_run_by_its_index_and_calls_itself_by_it() -> None:
+    """As bash reads the script: the lines before the step, for an element whose SLURM_JOB_ID is that of the array."""
+    lines = [
+        line for line in sbatch.setup(CASES["array"]) if "CLIPA_MEETING" not in line and "submitted.pkl" not in line
+    ]
+    tail = 'python() { echo "$@"; }; clipa_tail ended 3; echo ' + sbatch.job_of(CASES["array"])
+    text = "\n".join([*lines, tail]).replace("/usr/bin/python3", "python")
+    env = {"SLURM_ARRAY_TASK_ID": "12", "SLURM_ARRAY_JOB_ID": "77", "SLURM_JOB_ID": "77", "PATH": os.environ["PATH"]}
+    done = subprocess.run(["bash", "-eu", "-c", text], env=env, capture_output=True, text=True, check=True)
+    run = "/shared/runs/20260101-000000-abcd-12-pretrain"
+    assert done.stdout.splitlines() == [f"-m clipa.launch.tail {run} 4 4 ended 3", "77_12"]
 
 
 def test_any_directive_can_be_changed_and_removed_and_no_wckey_is_asked_for() -> None:

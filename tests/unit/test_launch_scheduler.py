@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clipa.launch import scheduler
-from clipa.registry.jobs import WORDS, Job, Jobs
+from clipa.registry.jobs import WORDS, Element, Job, Jobs, live_of
 from clipa.registry.run_dir import RunDir
 from clipa.registry.scan import read
 from clipa.registry.state import Facts
@@ -54,6 +54,21 @@ def test_sacct_as_recorded() -> None:
     ]  # fmt: skip
     assert jobs[3].by == "root"
     assert all(job.phase for job in jobs)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("12", ["12"]),
+        ("12_4", ["12_4"]),
+        ("12_[2]", ["12_2"]),
+        ("12_[2-4,9%2]", ["12_2", "12_3", "12_4", "12_9"]),
+        ("12_[1,3,5,...]", ["12_1", "12_3", "12_5"]),
+        ("12_[oops", []),
+    ],
+)
+def test_elements_that_share_a_line(text: str, found: list[str]) -> None:
+    assert [job.id for job in scheduler.parse_sacct(f"{text}|CANCELLED|Unknown|x", 0)] == found
 
 
 @given(st.text())
@@ -160,6 +175,18 @@ def test_squeue_that_fails_leaves_the_last_known_state_with_its_age(
     after = scheduler.ask([facts])["r1"]
     assert said in after.trouble
     assert after.find("1") == before.find("1"), "as it was, with the time at which it was so"
+
+
+def test_an_element_is_found_by_its_arrays_name_and_its_index() -> None:
+    place = Element(array="clipa-g-pretrain-a1", index=2)
+    listed = [Job(id=f"7_{n}", name=place.array, word="PENDING") for n in (1, 2, 12, 22)]
+    jobs = Jobs(
+        jobs=(Job(id="6_2", name=place.array, word="FAILED"), *listed, Job(id="8_2", name="other", word="PENDING"))
+    )
+    found = jobs.find("", "clipa-g-02-pretrain-a1", place)
+    assert found is not None
+    assert found.id == "7_2"
+    assert [job.id for job in live_of("g-02-pretrain", jobs.jobs, [place])] == ["7_2"]
 
 
 def test_an_orphan_is_found_by_its_name() -> None:

@@ -8,8 +8,9 @@ import msgspec
 import pytest
 
 from clipa.errors import ConfigError
-from clipa.launch import sweep
+from clipa.launch import arrays, sweep
 from clipa.launch.prepare import Prepared
+from clipa.registry.jobs import Element
 from clipa.registry.scan import Scan
 from clipa.spec import plan as plans
 from clipa.spec.load import load_recipe
@@ -95,9 +96,42 @@ def test_plans_of_a_point_refer_to_each_other_and_to_nothing_else() -> None:
     assert plans.decode(plans.encode(points[1][1])) == points[1][1]
 
 
+def test_one_array_a_phase_each_behind_the_one_before() -> None:
+    plans = [plan for n in (1, 2, 12) for plan in sweep._in_group(_pipeline(), "g", n, (f"a={n}",), 2).plans]
+    found = arrays.elements(plans, "a", {})
+    assert {place.array for place in found.values()} == {"clipa-g-pretrain-a1", "clipa-g-finetune-a2"}
+    assert found["g-12-finetune"] == Element(array="clipa-g-finetune-a2", index=12)
+    assert arrays.waits_for(plans[-1], found, {}) == "clipa-g-pretrain-a1"
+    assert plans[0].at_once == 2
+
+
+def test_what_waits_for_different_things_is_not_one_array() -> None:
+    """A resume: point 1 has only its fine-tune left, the pretrain of 2 and 3 go on in an array, that of 4 in a job."""
+    tunes = [sweep._in_group(_pipeline(), "g", n, ("a",)).plans[1] for n in (1, 2, 3, 4)]
+    again = sweep._in_group(_pipeline(), "g", 5, ("a",)).plans
+    live = {"g-02-pretrain": "70_2", "g-03-pretrain": "70_3", "g-04-pretrain": "71"}
+    found = arrays.elements([*tunes, *again], "r", live)
+    assert "g-04-finetune" not in found, "it waits for a job of its own"
+    groups: dict[str, set[int]] = {}
+    for place in found.values():
+        groups.setdefault(place.array, set()).add(place.index)
+    assert list(groups.values()) == [{1}, {2, 3}, {5}, {5}]
+    assert arrays.waits_for(tunes[1], found, live) == "70"
+
+
+def test_a_pipeline_is_no_array() -> None:
+    assert arrays.elements(_pipeline().plans, "a", {}) == {}
+
+
+def test_at_once_is_for_slurm() -> None:
+    with pytest.raises(ConfigError, match="one after the other") as refused:
+        sweep.settle("pretrain", "demo", "local", [], ["phases.pretrain.image.size=4,8"], "", _no_runs, at_once=2)
+    assert "--at-once" in refused.value.where
+
+
 def test_plans_of_older_runs_have_no_point() -> None:
     raw = msgspec.json.decode(plans.encode(_pipeline().plans[0]))
-    del raw["point"]
+    del raw["point"], raw["element"], raw["at_once"]
     assert plans.decode(msgspec.json.encode(raw)).point == ()
 
 
