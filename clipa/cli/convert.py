@@ -41,7 +41,11 @@ def _place(source: str) -> str:
     path = Path(source).expanduser()
     if path.exists() or os.sep in source or path.suffix:
         return str(path)
-    trained = [status for status in words.chosen([source], words.everything().statuses) if status.kind != "eval"]
+    trained = [
+        status
+        for status in words.chosen([source], words.everything().statuses)
+        if status.kind in ("pretrain", "finetune")
+    ]
     if not trained:
         raise InputError("that run trained nothing", where=source, hint="give a pretrain or finetune run")
     return str(Path(trained[-1].root) / trained[-1].run)

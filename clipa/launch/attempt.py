@@ -79,6 +79,8 @@ class Attempt:
                 held.enter_context(containers.swept(self.plan))
                 if staged := self._stage():
                     return staged
+                if self.plan.kind == "stage":
+                    return Verdict("done")
                 if self.place.leads:
                     publisher = publishing.alongside(
                         self.run, self.plan, self.attempt, scratch, self._tick, self._leave_s

@@ -18,6 +18,7 @@ import clipa
 from clipa.errors import ConfigError, MissingPart, StorageError, did_you_mean
 from clipa.launch import devices, pin, weights
 from clipa.launch.evaluation import pin_sets
+from clipa.launch.stage_job import with_stage
 from clipa.registry import provenance
 from clipa.spec import budget, catalog
 from clipa.spec.cluster import Cluster, Dataset
@@ -114,7 +115,7 @@ def prepare(request: Request) -> Prepared:
         plans.append(plan)
         if not isinstance(phase, Eval):
             init, parent = Weights(ref=f"run:{plan.run}@final", run=plan.run), plan.run
-    return Prepared(tuple(plans), shelf.manifests, tuple(notes))
+    return Prepared(with_stage(plans, recipe), shelf.manifests, tuple(notes))
 
 
 def _limits(cluster: Cluster, recipe: Recipe, phase: Phase) -> tuple[Limits, Phase, str]:
@@ -122,7 +123,7 @@ def _limits(cluster: Cluster, recipe: Recipe, phase: Phase) -> tuple[Limits, Pha
     if cluster.slurm is None:
         limits = Limits(
             max_attempts=cluster.max_attempts,
-            time_limit_minutes=cluster.time_limit_minutes,
+            time_limit_minutes=cluster.local_minutes,
             hang_minutes=cluster.hang_minutes,
         )
         return limits, phase, ""

@@ -106,7 +106,7 @@ def _again(request: Request, known: list[RunStatus]) -> Submission:
     """A name that was used before means that work: it is reported, or picked up where a dead machine left it."""
     plan = create.read_plan(Path(known[0].root) / known[0].run)
     wanted = (request.recipe.digest, request.cluster.name, request.phases)
-    if wanted != (plan.recipe_digest, plan.cluster, tuple(s.phase for s in known)):
+    if wanted != (plan.recipe_digest, plan.cluster, tuple(s.phase for s in known if s.kind != "stage")):
         raise InputError(
             f"the name {request.name!r} is taken by {known[0].group}, which is other work",
             where="--name",

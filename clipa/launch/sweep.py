@@ -202,7 +202,7 @@ def _known(run_root: Path, name: str) -> list[RunStatus]:
 
 def _require_same(sweep: Sweep, known: Sequence[RunStatus]) -> None:
     plans = [create.read_plan(Path(s.root) / s.run) for s in known]
-    there = {(plan.point, plan.recipe_digest, plan.phase) for plan in plans}
+    there = {(plan.point, plan.recipe_digest, plan.phase) for plan in plans if plan.kind != "stage"}
     wanted = {
         (p, r.recipe.digest, phase) for p, r in zip(sweep.points, sweep.requests, strict=True) for phase in r.phases
     }

@@ -19,6 +19,9 @@ from clipa.spec.plan import Weights
 from clipa.storage.access import reached
 from clipa.storage.published import whole_checkpoint
 
+TRAINS = ("pretrain", "finetune")
+"""Kinds of runs that have weights."""
+
 
 def from_word(
     word: str, statuses: Sequence[RunStatus], run_root: Path, bound: Mapping[str, Dataset] | None = None
@@ -42,7 +45,7 @@ def from_word(
         return _from_folder(path.absolute())
     if os.sep in word:
         raise ConfigError("no such folder", where=f"--from {word}")
-    trained = [status for status in find(statuses, word) if status.kind != "eval"]
+    trained = [status for status in find(statuses, word) if status.kind in TRAINS]
     if not trained:
         raise ConfigError("that run trained nothing", where=f"--from {word}", hint="give a pretrain or finetune run")
     return _from_run(trained[-1], run_root)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from clipa.registry.jobs import Job, Jobs, name_of
 from clipa.registry.liveness import Identity
 from clipa.registry.state import GRACE_S, SILENCE_S, Facts, RunStatus, State
-from clipa.spec.job import Eval
+from clipa.spec.job import TrainPhase
 from clipa.spec.tokens import kept_tokens
 
 LONGEST_ETA_S = 10 * 365 * 86400.0
@@ -67,7 +67,7 @@ def reduce(
     state, why = judge(Case(facts, alive, beat_age, now, jobs, parent))
     plan, ended = facts.plan, facts.ended
     settings, steps, step = plan.settings, plan.steps, min(facts.step, plan.steps)
-    batch = 0 if isinstance(settings, Eval) else settings.batch
+    batch = settings.batch if isinstance(settings, TrainPhase) else 0
     speed = _median(facts.speeds)
     return RunStatus(
         run=plan.run,
@@ -96,8 +96,8 @@ def reduce(
         ended=ended.t if ended and state.is_over else None,
         beat_age_s=None if state.is_over else beat_age,
         parent=plan.parent,
-        image_tokens=None if isinstance(settings, Eval) else kept_tokens(settings.image, plan.model.image.patch),
-        text_tokens=None if isinstance(settings, Eval) else settings.text.tokens,
+        image_tokens=kept_tokens(settings.image, plan.model.image.patch) if isinstance(settings, TrainPhase) else None,
+        text_tokens=settings.text.tokens if isinstance(settings, TrainPhase) else None,
         hint=_HINTS.get(state, "").format(run=plan.run, group=plan.group),
         job=facts.slurm_job,
         cause=ended.cause if ended else "",

@@ -61,7 +61,7 @@ def curves(statuses: Sequence[RunStatus], facts: Mapping[str, Facts], wanted: st
         facts: of all runs, by id: starting weights may come from other groups.
         wanted: the evaluation set to plot; empty: the set that the last phase of each pipeline scored last.
     """
-    parents = {facts[s.run].plan.parent for s in statuses if s.kind != "eval"}
+    parents = {facts[s.run].plan.parent for s in statuses if s.kind in ("pretrain", "finetune")}
     scored: set[str] = set()
     marks, left_out = [], []
     for ends in (True, False):  # a pipeline's last phase speaks for it; where that has no score, the one before

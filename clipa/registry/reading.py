@@ -16,7 +16,7 @@ from clipa.registry.fold import fold
 from clipa.registry.run_dir import RunDir
 from clipa.registry.state import Facts
 from clipa.spec import plan as plans
-from clipa.spec.job import Eval
+from clipa.spec.job import TrainPhase
 from clipa.spec.plan import Plan, Record
 
 LARGEST_EVENTS = 64 << 20
@@ -123,7 +123,7 @@ class _Reader:
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             self._note(path, f"no plan: {error}", f"a newer clipa may have written it; {foreign}")
             return None
-        batch = 0 if isinstance(plan.settings, Eval) else plan.settings.batch
+        batch = plan.settings.batch if isinstance(plan.settings, TrainPhase) else 0
         if not (0 <= plan.steps <= LARGEST_NUMBER and batch <= LARGEST_NUMBER):
             self._note(path, f"no plan: {plan.steps} steps of {batch} samples", foreign)
             return None

@@ -11,7 +11,7 @@ from __future__ import annotations
 import msgspec
 
 from clipa.spec.family import VOCABULARY
-from clipa.spec.job import Eval, Phase, TrainPhase
+from clipa.spec.job import Phase, Stage, TrainPhase
 from clipa.spec.model import ImageTower, Model, TextTower
 from clipa.spec.tokens import kept_tokens
 
@@ -120,9 +120,9 @@ class PhaseBudget(msgspec.Struct, frozen=True, kw_only=True):
         return self.macs_per_sample * self.samples
 
 
-def phase_budget(model: Model, phase: Phase) -> PhaseBudget | None:
-    """The budget of a training phase; None for an evaluation."""
-    return None if isinstance(phase, Eval) else train_budget(model, phase)
+def phase_budget(model: Model, phase: Phase | Stage) -> PhaseBudget | None:
+    """The budget of a training phase; None for one that trains nothing."""
+    return train_budget(model, phase) if isinstance(phase, TrainPhase) else None
 
 
 def train_budget(model: Model, phase: TrainPhase) -> PhaseBudget:

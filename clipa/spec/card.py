@@ -13,7 +13,7 @@ from typing import Literal
 import msgspec
 
 from clipa.errors import ConfigError
-from clipa.spec.job import Eval
+from clipa.spec.job import TrainPhase
 from clipa.spec.model import Model
 from clipa.spec.plan import Plan, Record
 
@@ -55,7 +55,7 @@ def decode(raw: bytes) -> Card:
 def card_of(plan: Plan, step: int = 0) -> Card:
     """The card of a training run's checkpoints."""
     settings = plan.settings
-    if isinstance(settings, Eval):
+    if not isinstance(settings, TrainPhase):
         raise ValueError(f"phase {plan.phase} trains nothing, so it has no card")
     return Card(
         model=plan.model,

@@ -9,6 +9,7 @@ from clipa.spec.container import Container
 from clipa.spec.slurm import Slurm
 
 SCHEMA = 1
+LOCAL_MINUTES = 24 * 60
 
 
 class Dataset(Struct, frozen=True, kw_only=True):
@@ -37,7 +38,8 @@ class Cluster(Struct, frozen=True, kw_only=True):
     """One place to run. Paths may use `~` and `$VARIABLES`; they are expanded where `clipa` is called.
 
     `gpus` is "auto" (all that the machine has) or a number, 0 for CPU; one process a GPU. On a CPU: `processes` ranks.
-    Both count for each of the `nodes`. `time_limit_minutes` is the local machine's; SLURM has `time` in `[slurm]`.
+    Both count for each of the `nodes`. `time_limit_minutes` (1440 unless given) is the local machine's, for
+    each phase; on SLURM it is refused, since `time` in `[slurm]` says that.
     `hang_minutes`: an attempt without a sign of progress for so long is ended and tried again (0: never).
     `cache_limit_gib`: what staging keeps in the cache at most, 0 for any number.
     For `clipa plan`: `gpu_model` is a name of clipa.spec.hardware, or any other with `gpu_memory_gb` and `gpu_tflops`
@@ -62,7 +64,7 @@ class Cluster(Struct, frozen=True, kw_only=True):
     threads: int = 0
     loader_workers: int = 1
     max_attempts: int = 5
-    time_limit_minutes: int = 24 * 60
+    time_limit_minutes: int | None = None
     hang_minutes: float = 15.0
     env: dict[str, str] = {}
     datasets: dict[str, str | Dataset] = {}
@@ -75,6 +77,11 @@ class Cluster(Struct, frozen=True, kw_only=True):
         require(1 <= self.nodes <= 4096, f"nodes must be 1..4096, got {self.nodes}")
         if self.backend == "slurm":
             require(self.slurm is not None, 'backend = "slurm" needs a [slurm] table with at least time = "HH:MM:SS"')
+            require(
+                self.time_limit_minutes is None,
+                "time_limit_minutes is the local machine's: on SLURM give time in [slurm] (of one job; a longer "
+                "training goes on in the next one) and total_hours (of all jobs of a run together)",
+            )
             require(self.gpus != "auto", "gpus must be a number on SLURM: the GPUs of one node, 0 for the CPU")
         else:
             require(self.slurm is None, 'the [slurm] table needs backend = "slurm"')
@@ -87,7 +94,8 @@ class Cluster(Struct, frozen=True, kw_only=True):
         require(0 <= self.threads <= 1024, f"threads must be 0..1024 (0: share the cores), got {self.threads}")
         require(0 <= self.loader_workers <= 128, f"loader_workers must be 0..128, got {self.loader_workers}")
         require(1 <= self.max_attempts <= 1000, f"max_attempts must be 1..1000, got {self.max_attempts}")
-        require(self.time_limit_minutes >= 1, f"time_limit_minutes must be >= 1, got {self.time_limit_minutes}")
+        limit = self.time_limit_minutes
+        require(limit is None or limit >= 1, f"time_limit_minutes must be >= 1, got {limit}")
         require(0 <= self.hang_minutes <= 1e6, f"hang_minutes must be >= 0 (0: never), got {self.hang_minutes}")
         for key, value in self.env.items():
             require(
@@ -95,6 +103,11 @@ class Cluster(Struct, frozen=True, kw_only=True):
                 f"env: {key!r} is not the name of an environment variable",
             )
             require("\0" not in value, f"env.{key}: a NUL byte cannot stand in an environment variable")
+
+    @property
+    def local_minutes(self) -> int:
+        """Wall-clock limit of a phase on the local machine."""
+        return self.time_limit_minutes or LOCAL_MINUTES
 
 
 class Project(Struct, frozen=True, kw_only=True):

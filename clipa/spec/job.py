@@ -137,6 +137,10 @@ class Eval(Struct, frozen=True, kw_only=True, tag_field="kind", tag="eval"):
         _require_sizes(self.sizes, self.batch)
 
 
+class Stage(Struct, frozen=True, kw_only=True, tag_field="kind", tag="stage"):
+    """No phase of a recipe: bringing what its phases read to a cache that they share, before the first of them."""
+
+
 Phase: TypeAlias = Pretrain | Finetune | Eval
 PHASE_KINDS = ("pretrain", "finetune", "eval")
 

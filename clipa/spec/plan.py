@@ -12,7 +12,7 @@ import msgspec
 from clipa.spec.cluster import Dataset
 from clipa.spec.container import Pinned
 from clipa.spec.evalset import Names, Task
-from clipa.spec.job import Phase
+from clipa.spec.job import Phase, Stage
 from clipa.spec.model import Model
 from clipa.spec.slurm import Slurm
 
@@ -131,7 +131,7 @@ class Plan(Record, frozen=True, kw_only=True):
     name in the recipe. `parent` is the run that must be DONE first. `steps` and `warmup_steps` are the phase's
     budget in optimizer steps (0 for an evaluation). `point` is what a sweep changed for this run, as `--set` takes
     it; `element` is the number of that point, from 1, and on SLURM its index in the job array, of which `at_once`
-    elements run at the same time (0: no limit).
+    elements run at the same time (0: no limit). `stages` is what a run that only stages brings.
     """
 
     run: str
@@ -143,7 +143,7 @@ class Plan(Record, frozen=True, kw_only=True):
     cluster: str
     backend: Literal["local", "slurm"]
     model: Model
-    settings: Phase
+    settings: Phase | Stage
     world: World
     limits: Limits
     code: Code
@@ -156,6 +156,7 @@ class Plan(Record, frozen=True, kw_only=True):
     parent: str = ""
     data: Data | None = None
     evals: dict[str, EvalData] = {}
+    stages: tuple[Data, ...] = ()
     init: Weights | None = None
     steps: int = 0
     warmup_steps: int = 0
@@ -170,13 +171,13 @@ class Plan(Record, frozen=True, kw_only=True):
     @property
     def datasets(self) -> tuple[Data, ...]:
         """Everything that the phase reads."""
-        found = [self.data, *(data for e in self.evals.values() for data in (e.data, e.train))]
+        found = [*self.stages, self.data, *(data for e in self.evals.values() for data in (e.data, e.train))]
         return tuple(data for data in found if data is not None)
 
     @property
-    def kind(self) -> Literal["pretrain", "finetune", "eval"]:
+    def kind(self) -> Literal["pretrain", "finetune", "eval", "stage"]:
         """The kind of the phase."""
-        kind: Literal["pretrain", "finetune", "eval"] = self.settings.__struct_config__.tag  # type: ignore[assignment]
+        kind: Literal["pretrain", "finetune", "eval", "stage"] = self.settings.__struct_config__.tag  # type: ignore[assignment]
         return kind
 
 

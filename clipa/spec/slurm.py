@@ -4,14 +4,41 @@ from __future__ import annotations
 
 import re
 
+import msgspec
+
 from clipa.spec.base import Struct, require
 
 _TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<rest>\d+(?::\d+){0,2})")
 LONGEST_MINUTES = 365 * 24 * 60
 _DIRECTIVE = re.compile(r"[a-z][a-z0-9-]*")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-OURS = ("job-name", "output", "error", "nodes", "ntasks-per-node", "signal", "dependency", "open-mode")
+OURS = ("job-name", "output", "error", "nodes", "ntasks-per-node", "signal", "dependency", "open-mode", "array")
 """Directives that clipa itself depends on: they are no place for a site's own values."""
+
+
+class StageJob(Struct, frozen=True, kw_only=True):
+    """The `[slurm.stage]` table: with it, staging is a job of its own on one node, before the first phase, and the GPUs
+    are not held meanwhile. The cache must then be one that all nodes share.
+
+    Keys are those of `[slurm]`. With a partition of its own, what `[slurm]` says of nodes (`constraint`, `exclude`,
+    `nodelist`, `reservation`) is not taken over; without one it is.
+    """
+
+    partition: str = ""
+    account: str = ""
+    qos: str = ""
+    constraint: str = ""
+    time: int | str = 24 * 60
+    cpus: int = 2
+    mem: str = "4G"
+    licenses: str = ""
+    directives: dict[str, str | int | bool] = {}
+
+    def __post_init__(self) -> None:
+        minutes_of(self.time)
+        _require_one_line(self)
+        _require_directives(self.directives)
+        require(0 <= self.cpus <= 4096, f"cpus must be 0..4096, got {self.cpus}")
 
 
 class Slurm(Struct, frozen=True, kw_only=True):
@@ -36,7 +63,8 @@ class Slurm(Struct, frozen=True, kw_only=True):
         total_hours: a run that has held nodes for longer in all is not tried again.
         bad_node_hours: for so long a node that failed its check is excluded.
         srun: further arguments of `srun`.
-        directives: changes (`"mem" = "200G"`), adds or removes (`"open-mode" = false`) any directive, last.
+        directives: changes (`"mem" = "200G"`), adds or removes (`"hint" = false`) any directive, last.
+        stage: staging as a job of its own.
     """
 
     time: int | str
@@ -71,20 +99,14 @@ class Slurm(Struct, frozen=True, kw_only=True):
     bad_node_hours: float = 12.0
     srun: tuple[str, ...] = ()
     directives: dict[str, str | int | bool] = {}
+    stage: StageJob | None = None
 
     def __post_init__(self) -> None:
         minutes_of(self.time)
-        for name in self.__struct_fields__:
-            for value in _texts(getattr(self, name)):
-                require(
-                    not any(mark in value for mark in "\n\r\0"),
-                    f"{name}: a line break or NUL would end the directive early: {value!r}",
-                )
+        _require_one_line(self)
         for name in self.pass_env:
             require(_VARIABLE.fullmatch(name) is not None, f"pass_env: {name!r} is not the name of a variable")
-        for name in self.directives:
-            require(_DIRECTIVE.fullmatch(name) is not None, f"directives: {name!r} is not a long option of sbatch")
-            require(name not in OURS, f"directives: {name} belongs to clipa; not to change: {', '.join(OURS)}")
+        _require_directives(self.directives)
         require(not (self.gres and self.gpu_type), "gres and gpu_type say the same thing: give one of them")
         require(0 <= self.cpus <= 4096, f"cpus must be 0..4096, got {self.cpus}")
         require(self.grace_s >= 0, f"grace_s must be >= 0, got {self.grace_s}")
@@ -96,6 +118,47 @@ class Slurm(Struct, frozen=True, kw_only=True):
     def minutes(self) -> int:
         """The wall-clock limit in minutes, rounded up."""
         return minutes_of(self.time)
+
+    @property
+    def for_staging(self) -> Slurm:
+        """What the job that stages asks for: a few cores of one node, no GPU."""
+        own = self.stage or StageJob()
+        elsewhere = bool(own.partition)
+        return msgspec.structs.replace(
+            self,
+            stage=None,
+            time=own.time,
+            partition=own.partition or self.partition,
+            account=own.account or self.account,
+            qos=own.qos or ("" if elsewhere else self.qos),
+            constraint=own.constraint or ("" if elsewhere else self.constraint),
+            exclude="" if elsewhere else self.exclude,
+            nodelist="" if elsewhere else self.nodelist,
+            reservation="" if elsewhere else self.reservation,
+            cpus=own.cpus,
+            mem=own.mem,
+            licenses=own.licenses,
+            gres="",
+            gpu_type="",
+            exclusive=False,
+            srun=(),
+            directives=own.directives,
+        )
+
+
+def _require_one_line(table: Struct) -> None:
+    for name in table.__struct_fields__:
+        for value in _texts(getattr(table, name)):
+            require(
+                not any(mark in value for mark in "\n\r\0"),
+                f"{name}: a line break or NUL would end the directive early: {value!r}",
+            )
+
+
+def _require_directives(directives: dict[str, str | int | bool]) -> None:
+    for name in directives:
+        require(_DIRECTIVE.fullmatch(name) is not None, f"directives: {name!r} is not a long option of sbatch")
+        require(name not in OURS, f"directives: {name} belongs to clipa; not to change: {', '.join(OURS)}")
 
 
 def minutes_of(time: int | str) -> int:

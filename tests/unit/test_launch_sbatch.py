@@ -10,13 +10,16 @@ import msgspec
 import pytest
 
 from clipa.launch import sbatch
+from clipa.launch.stage_job import with_stage
 from clipa.launch.submit import job_environment, script
 from clipa.registry.run_dir import RunDir
+from clipa.spec import plan as plans
 from clipa.spec.catalog import clusters
+from clipa.spec.cluster import Dataset
 from clipa.spec.job import Pretrain
 from clipa.spec.load import load_cluster, load_recipe
-from clipa.spec.plan import Code, Limits, Plan, World
-from clipa.spec.slurm import Slurm
+from clipa.spec.plan import Code, Data, Limits, Plan, World
+from clipa.spec.slurm import Slurm, StageJob
 
 GOLDEN = Path(__file__).parent / "golden"
 ROOT = Path(__file__).resolve().parents[2]
@@ -64,6 +67,37 @@ CASES = {
         Slurm(time=60, requeue=False, gres="gpu:2"), World(processes=2, gpus=2), attempt=3, submission=1
     ),
 }
+
+
+def _staged() -> tuple[Plan, ...]:
+    """The plans of a pipeline of one phase, on a profile that names a partition for transfers."""
+    site = msgspec.structs.replace(EVERYTHING, stage=StageJob(partition="transfer", time="06:00:00"))
+    plan = batch(site, World(processes=16, nodes=2, gpus=16)).plan
+    data = Data(name="d", source=Dataset(url="s3://b/d"), manifest="m", shards=2, bytes=9, samples=4)
+    plan = msgspec.structs.replace(plan, data=data, cache="/shared/cache")
+    return with_stage([plan], load_recipe(ROOT / "jobs" / "demo.toml").recipe)
+
+
+def test_golden_of_the_job_that_stages() -> None:
+    stage, first = _staged()
+    run = RunDir(f"/shared/runs/{stage.run}")
+    text = script(sbatch.Batch(stage, run, 1, 1, Path("/shared/runs/.code/abc"), "/usr/bin/python3"))
+    path = GOLDEN / "sbatch-stage.sh"
+    if os.environ.get("CLIPA_TEST_GOLDEN") == "write":
+        path.write_text(text)
+    assert text == path.read_text()
+    assert (stage.kind, stage.phase, stage.world.gpus, first.parent) == ("stage", "stage", 0, stage.run)
+    assert [data.name for data in stage.datasets] == ["d"]
+    assert plans.decode(plans.encode(stage)) == stage
+
+
+def test_nothing_to_stage_is_no_job() -> None:
+    (first,) = [plan for plan in _staged() if plan.kind != "stage"]
+    alone = msgspec.structs.replace(first, data=None, parent="")
+    assert with_stage([alone], load_recipe(ROOT / "jobs" / "demo.toml").recipe) == (alone,)
+    assert alone.slurm is not None
+    unasked = msgspec.structs.replace(first, parent="", slurm=msgspec.structs.replace(alone.slurm, stage=None))
+    assert with_stage([unasked], load_recipe(ROOT / "jobs" / "demo.toml").recipe) == (unasked,)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -1,0 +1,46 @@
+#!/bin/bash
+
+# Parameters
+#SBATCH --account=proj
+#SBATCH --chdir=/shared/runs/20260101-000000-abcd-stage
+#SBATCH --comment='{"clipa":"20260101-000000-abcd-stage","attempt":1,"note":"it'"'"'s mine"}'
+#SBATCH --cpus-per-task=2
+#SBATCH --error=/shared/runs/20260101-000000-abcd-stage/logs/1/submitit/%j_0_log.err
+#SBATCH --job-name=clipa-20260101-000000-abcd-stage-a1
+#SBATCH --mail-type=END
+#SBATCH --mail-user=a@b.org
+#SBATCH --mem=4G
+#SBATCH --nice=10
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --open-mode=append
+#SBATCH --output=/shared/runs/20260101-000000-abcd-stage/logs/1/submitit/%j_0_log.out
+#SBATCH --partition=transfer
+#SBATCH --requeue
+#SBATCH --signal=USR2@30
+#SBATCH --time=360
+
+# setup
+module load cuda/12
+export NCCL_DEBUG=WARN
+export ODD='it'"'"'s $HOME; rm -rf "x"'
+export PYTHONPATH=/shared/runs/.code/abc PYTHONSAFEPATH=1
+# Had the submitter died before submitit gave the task its final name, the job would look for it in vain.
+[ -e /shared/runs/20260101-000000-abcd-stage/logs/1/submitit/"$SLURM_JOB_ID"_submitted.pkl ] || ln -s task.pkl /shared/runs/20260101-000000-abcd-stage/logs/1/submitit/"$SLURM_JOB_ID"_submitted.pkl
+clipa_tail() { /usr/bin/python3 -m clipa.launch.tail /shared/runs/20260101-000000-abcd-stage 1 1 "$@"; }
+trap 'clipa_tail asked' TERM
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+srun --unbuffered --output /shared/runs/20260101-000000-abcd-stage/logs/1/submitit/%j_%t_log.out --error /shared/runs/20260101-000000-abcd-stage/logs/1/submitit/%j_%t_log.err --kill-on-bad-exit=1 --cpus-per-task=2 /usr/bin/python3 -u -m submitit.core._submit /shared/runs/20260101-000000-abcd-stage/logs/1/submitit &
+clipa_srun=$!
+wait "$clipa_srun"; clipa_rc=$?
+while [ "$clipa_rc" -gt 128 ] && kill -0 "$clipa_srun" 2>/dev/null; do wait "$clipa_srun"; clipa_rc=$?; done
+
+
+# teardown
+trap '' TERM
+clipa_tail ended "$clipa_rc"; clipa_code=$?
+# Without a working Python the job still goes on, as often as attempts are allowed.
+case "$clipa_code" in 0|10|11) ;; *) [ "${SLURM_RESTART_COUNT:-0}" -lt 4 ] && scontrol requeue "$SLURM_JOB_ID" ;; esac
+exit "$clipa_code"
