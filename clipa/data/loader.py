@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from multiprocessing import forkserver
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from typing import Generic, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from clipa.data.decode import Pixels
+from clipa.data.worker import begin
 from clipa.errors import ClipaError, DataError
 
 _PREFETCH = 2
-_PR_SET_PDEATHSIG = 1
+_SERVER_IMPORTS = ["clipa.data.worker", "clipa.data.pipeline", "clipa.data.scored"]
+"""What workers need: imported once by the server, and shared by all that it forks."""
+
+_SERVER_ENV = {
+    "OPENBLAS_NUM_THREADS": "1",  # numpy would start a thread for every core, in a process that is there to fork
+    # After a kill -9 this would be the last line of the log, where people look for the reason.
+    "PYTHONWARNINGS": "ignore:resource_tracker",
+}
+
 _PLENTY = 4 << 30
 """Bytes of shared memory from which nobody counts: a machine of its own has half of its memory there (tmpfs(5))."""
 
@@ -57,6 +67,27 @@ def load(make: Callable[[int], T], indices: Sequence[int], workers: int, pin: bo
             item = make(index)
             yield _pinned(item) if pin else item
         return
+    yield from _made_by_workers(make, indices, workers, pin)
+
+
+def start_server() -> None:
+    """Start what workers are forked from, and don't wait for it: its imports take 1.5 s of processor time."""
+    forkserver.set_forkserver_preload(_SERVER_IMPORTS)
+    before = {name: os.environ.get(name) for name in _SERVER_ENV}
+    os.environ.update(_SERVER_ENV)
+    try:
+        forkserver.ensure_running()
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _made_by_workers(make: Callable[[int], T], indices: Sequence[int], workers: int, pin: bool) -> Iterator[T]:
+    start_server()
+    before = set(multiprocessing.active_children())
     loader: DataLoader[T] = DataLoader(
         _Items(make),
         batch_size=None,
@@ -65,11 +96,16 @@ def load(make: Callable[[int], T], indices: Sequence[int], workers: int, pin: bo
         prefetch_factor=_PREFETCH,
         pin_memory=pin,
         generator=torch.Generator(),  # else every loader would draw from the trainer's own random numbers
-        worker_init_fn=partial(_start_worker, os.getpid()),
+        multiprocessing_context="forkserver",
+        worker_init_fn=begin,
     )
-    batches = iter(loader)
+    batches: Iterator[T] | None = None
+    processes: list[BaseProcess] = []
     while True:
         try:
+            if batches is None:
+                batches = iter(loader)
+                processes = [process for process in multiprocessing.active_children() if process not in before]
             item = next(batches)
         except StopIteration:
             return
@@ -78,11 +114,21 @@ def load(make: Callable[[int], T], indices: Sequence[int], workers: int, pin: bo
             if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker (pid"):
                 raise
             raise DataError(
-                f"a data worker died: {error}", hint="see the log of this attempt; out of memory?"
+                f"a data worker died: {_how_they_ended(processes) or error}",
+                hint="see the log of this attempt; out of memory?",
             ) from error
         if isinstance(item, ClipaError):
             raise item
         yield item
+
+
+def _how_they_ended(processes: Sequence[BaseProcess]) -> str:
+    wait([process.sentinel for process in processes], timeout=5.0)  # its end is told after its connections broke
+    ended = [(process.pid, process.exitcode) for process in processes if process.exitcode is not None]
+    return ", ".join(
+        f"process {pid} " + (f"killed by {signal.Signals(-code).name}" if code < 0 else f"left with code {code}")
+        for pid, code in ended
+    )
 
 
 def workers_that_fit(room: int, batch: int, workers: int) -> int:
@@ -127,15 +173,6 @@ def _pinned(item: T) -> T:
         parts = (part.pin_memory() if isinstance(part, torch.Tensor) else part for part in item)
         return type(item)(*parts)
     return item
-
-
-def _start_worker(parent: int, _number: int) -> None:
-    """A worker leaves Ctrl-C to its parent, dies with the thread that made it, and computes on one thread."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if multiprocessing.get_start_method() == "fork" and os.getppid() != parent:
-        os._exit(1)  # the parent died before it could be watched
-    torch.set_num_threads(1)
 
 
 def channels_first(images: Pixels) -> torch.Tensor:

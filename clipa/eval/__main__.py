@@ -8,6 +8,7 @@ from clipa.attempt.devices import Ranks, joined, precision_of
 from clipa.attempt.process import RESUMABLE, Session, run_process
 from clipa.attempt.pulse import Pulse, patience_of
 from clipa.attempt.weights import read_tensors, resolve
+from clipa.data.loader import start_server
 from clipa.eval.evaluator import Evaluator
 from clipa.model.clip import Clip
 from clipa.registry import events
@@ -50,6 +51,8 @@ def main() -> int:
     """Entry of the module."""
 
     def work(session: Session) -> int:
+        if session.plan.world.loader_workers:
+            start_server()
         with joined(session.plan.world, patience_of(session.plan.limits)) as ranks:
             return evaluate(session, ranks)
 

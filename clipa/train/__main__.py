@@ -7,6 +7,7 @@ import sys
 from clipa.attempt.devices import joined
 from clipa.attempt.process import Session, run_process
 from clipa.attempt.pulse import patience_of
+from clipa.data.loader import start_server
 from clipa.train.trainer import Trainer
 
 
@@ -14,6 +15,8 @@ def main() -> int:
     """Entry of the module."""
 
     def work(session: Session) -> int:
+        if session.plan.world.loader_workers:
+            start_server()
         with joined(session.plan.world, patience_of(session.plan.limits)) as ranks:
             return Trainer(session, ranks).train()
 

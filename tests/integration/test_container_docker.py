@@ -45,8 +45,7 @@ class Project:
 
     def profile(self, lines: str, processes: int = 1) -> None:
         cache = self.folder / "cache"
-        # Without loader workers: Python 3.11.2, Debian 12's, can hang in the child of a fork beside gloo's threads.
-        start = f"gpus = 0\nthreads = 1\nprocesses = {processes}\nloader_workers = 0\nmax_attempts = 3\n"
+        start = f"gpus = 0\nthreads = 1\nprocesses = {processes}\nloader_workers = 1\nmax_attempts = 3\n"
         text = f'{start}cache = "{cache}"\n[container]\n{lines}'
         (self.folder / "here.toml").write_text(text)
 

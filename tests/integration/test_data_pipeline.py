@@ -1,5 +1,6 @@
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -197,7 +198,6 @@ def test_too_large_a_share_of_bad_samples_stops_the_run(
 
 
 def test_what_makes_batches_travels_to_workers_that_are_not_forked(bucket: Path) -> None:
-    # From Python 3.14 on, workers are started fresh and get a pickled copy.
     share = _TrainShare(Reader(opened(bucket, "val"), Part.CAPTION), phase(), "clip-bpe", 5, 0, 1)
     before = share(3)
     assert same([pickle.loads(pickle.dumps(share))(3)], [before])
@@ -242,6 +242,12 @@ def children(pid: int) -> list[int]:
         return []
 
 
+def server(pid: int) -> int:
+    """The process that the workers of a process are forked from."""
+    [found] = [c for c in children(pid) if "forkserver" in Path(f"/proc/{c}/cmdline").read_text()]
+    return found
+
+
 def gone(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
@@ -284,13 +290,51 @@ def reading(bucket: Path, then: str) -> subprocess.Popen[str]:
     return process
 
 
-def test_workers_die_with_a_killed_parent(bucket: Path) -> None:
+def said_by(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    with process, process.stdout:
+        return process.stdout.read()  # communicate() would lose what readline() has buffered
+
+
+def test_workers_die_with_a_killed_parent(bucket: Path, capfd: pytest.CaptureFixture[str]) -> None:
     process = reading(bucket, "import time; time.sleep(600)")
-    workers = children(process.pid)
-    assert len(workers) >= 2
+    workers, others = children(server(process.pid)), children(process.pid)
+    assert len(workers) == 2
     process.kill()
     process.wait()
-    wait_for(lambda: all(gone(pid) for pid in workers), 2.0)  # torch's own watch looks every 5 s
+    assert process.stdout is not None
+    process.stdout.close()
+    wait_for(lambda: all(gone(pid) for pid in workers), 2.0)  # torch's own watch is for forked workers
+    wait_for(lambda: all(gone(pid) for pid in others))
+    assert capfd.readouterr().err == ""
+
+
+def test_workers_die_with_their_server_and_that_is_our_error(bucket: Path) -> None:
+    then = """
+import os, signal
+from clipa.errors import DataError
+print(*t.children(t.server(os.getpid())), flush=True)
+os.kill(t.server(os.getpid()), signal.SIGKILL)
+try:
+    for _ in stream:
+        pass
+except DataError as error:
+    print(error.what, flush=True)
+"""
+    process = reading(bucket, then)
+    workers, what = said_by(process).splitlines()
+    assert what.startswith("a data worker died")
+    assert len(workers.split()) == 2
+    wait_for(lambda: all(gone(int(pid)) for pid in workers.split()), 2.0)
+
+
+def test_no_process_that_has_threads_forks(bucket: Path) -> None:
+    # gloo's threads and a fork: a worker that hung in PyOS_AfterFork_Child, and a training that waited for ever.
+    process = reading(bucket, "import time; time.sleep(600)")
+    assert len(children(server(process.pid))) == 2
+    assert len(os.listdir(f"/proc/{server(process.pid)}/task")) == 1
+    process.kill()
+    said_by(process)
 
 
 def test_workers_leave_ctrl_c_to_their_parent(bucket: Path) -> None:
@@ -321,7 +365,7 @@ print("closed", flush=True)
 time.sleep(600)
 """
     process = reading(bucket, "import time\n" + then)
-    workers_gone = lambda: not [pid for pid in children(process.pid) if not gone(pid)]  # noqa: E731
+    workers_gone = lambda: not [pid for pid in children(server(process.pid)) if not gone(pid)]  # noqa: E731
     assert process.stdout is not None
     assert process.stdout.readline() == "closed\n"
     wait_for(workers_gone, 20.0)
@@ -330,13 +374,10 @@ time.sleep(600)
     process.stdout.close()
 
 
-# torch's SIGCHLD handler raises wherever the main thread happens to be: it is set aside, in a process of its own,
-# so that what is tested is the stream's own look at its workers.
 KILL_A_WORKER = """
 import os, signal
 from clipa.errors import DataError
-signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-os.kill(t.children(os.getpid())[-1], signal.SIGKILL)
+os.kill(t.children(t.server(os.getpid()))[-1], signal.SIGKILL)
 try:
     for _ in stream:
         pass
@@ -347,5 +388,4 @@ except DataError as error:
 
 def test_a_killed_worker_is_our_error(bucket: Path) -> None:
     process = reading(bucket, KILL_A_WORKER)
-    said, _ = process.communicate(timeout=60)
-    assert "data worker died" in said
+    assert re.fullmatch(r"a data worker died: process \d+ killed by SIGKILL\n", said_by(process))

@@ -36,15 +36,16 @@ def test_what_is_prepared_always_fits(room: int, batch: int, workers: int) -> No
     assert fit == 0 or (fit * loader._PREFETCH + 2) * max(1, batch) <= room
 
 
+def make(index: int) -> tuple[torch.Tensor, int]:
+    return torch.full((MIB,), index, dtype=torch.uint8), index
+
+
 @pytest.mark.parametrize("room", [0, 10 * MIB, 1 << 40])
 def test_the_items_are_the_same_whatever_the_room(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], room: int
 ) -> None:
     free = SimpleNamespace(f_bavail=room, f_frsize=1)
     monkeypatch.setattr(os, "statvfs", lambda _path: free)
-
-    def make(index: int) -> tuple[torch.Tensor, int]:
-        return torch.full((MIB,), index, dtype=torch.uint8), index
 
     found = [(int(item[0][5]), item[1]) for item in loader.load(make, range(3, 9), 2, pin=False)]
     assert found == [(index, index) for index in range(3, 9)]
