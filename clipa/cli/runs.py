@@ -175,12 +175,17 @@ def show_(runs: SomeRuns, json: Json = False) -> None:
         print(show.plan_text([facts.plan]))
         print(f"  state {s.state.value}, attempt {s.attempt}, {s.step}/{s.steps} steps, {s.samples:,} samples")
         print(f"  {facts.params:,} parameters on {facts.device}" if facts.params else "  no trainer has begun yet")
+        if facts.last_step is not None:
+            for line in show.rates(facts.last_step, "GPU" if facts.plan.world.gpus else "process"):
+                print(f"  {line}")
         for x in s.scores:
             print(f"  {x.set} at {x.size} px, step {x.step}: {show.metrics(x)} of {x.samples}")
         if s.queue_s is not None:
             spent = f", {s.gpu_hours:,.2f} GPU-hours" if facts.plan.world.gpus else ""
             share = f", {100 * s.efficiency:.0f} % of it in steps that counted" if s.efficiency is not None else ""
             print(f"  waited {show.span(s.queue_s)}, held {show.span(facts.held_s)}{spent}{share}")
+        for text in facts.notes:
+            print(f"  note: {text}")
         code = facts.plan.code
         print(f"  clipa {code.version} {code.revision[:12]}{' (dirty)' if code.dirty else ''}")
         if image := facts.plan.container:

@@ -15,6 +15,7 @@ from clipa.spec.evalset import label
 if TYPE_CHECKING:
     from clipa.launch.prepare import Prepared
     from clipa.launch.request import Submission
+    from clipa.registry.events import Step
     from clipa.registry.state import RunStatus, Score
     from clipa.spec.plan import Plan
 
@@ -58,6 +59,8 @@ _COLUMNS: tuple[tuple[str, bool, int, Callable[[RunStatus], str]], ...] = (
     ("%", False, 0, lambda s: f"{s.percent:.0f}"),
     ("samples/s", False, 80, lambda s: _number(s.samples_per_s, ",.0f")),
     ("loss", False, 110, lambda s: _number(s.loss, ".3f")),
+    ("wait", False, 130, lambda s: _number(s.data_wait, ".0%")),
+    ("MFU", False, 140, lambda s: _number(s.mfu, ".0%")),
     ("score", True, 120, lambda s: score(s)),
     ("ETA", False, 0, lambda s: span(s.eta_s)),
     ("age", False, 110, lambda s: span(s.age_s)),
@@ -112,6 +115,23 @@ def span(seconds: float | None) -> str:
         if whole >= size:
             return f"{whole // size}{unit}{whole % size // below:02d}{lower}"
     return f"{whole}s"
+
+
+def rates(step: Step, devices: str) -> list[str]:
+    """What the newest step that was told says: what is learnt, and how fast."""
+    towers = ", ".join(
+        f"{name} {norm:.3g}"
+        for name, norm in (("image", step.grad_norm_image), ("text", step.grad_norm_text))
+        if norm is not None
+    )
+    gradient = f", gradient {_number(step.grad_norm, '.3g')}{f' ({towers})' if towers else ''}"
+    speed = [f"{step.samples_per_s:,.0f} images/s"]
+    speed += [f"{step.samples_per_s_device:,.0f} each {devices}"] if step.samples_per_s_device is not None else []
+    speed += [f"MFU {step.mfu:.1%}"] if step.mfu is not None else []
+    speed += [f"waiting for data {step.data_wait:.0%}"]
+    speed += [f"peak memory {step.memory_gib:.1f} GiB"] if step.memory_gib is not None else []
+    learnt = f"loss {step.loss:.4f}, lr {step.lr:.3g}, logit scale {step.logit_scale:.2f}{gradient}"
+    return [f"step {step.step}: {learnt}", ", ".join(speed)]
 
 
 def _number(value: float | None, form: str) -> str:

@@ -191,6 +191,7 @@ def _world(cluster: Cluster) -> World:
             gpus=cluster.nodes * cluster.gpus,
             threads=threads,
             loader_workers=cluster.loader_workers,
+            gpu_tflops=cluster.gpu_tflops,
         )
     found = devices.gpus(os.environ.get("CUDA_VISIBLE_DEVICES")) if cluster.gpus != 0 else []
     wanted = len(found) if cluster.gpus == "auto" else cluster.gpus
@@ -205,7 +206,13 @@ def _world(cluster: Cluster) -> World:
     cores = len(os.sched_getaffinity(0))
     # The loader's workers need cores too: two busy threads beside a busy worker on 2 cores were measured 5x slower.
     threads = cluster.threads or max(1, cores // processes - cluster.loader_workers)
-    return World(processes=processes, gpus=wanted, threads=threads, loader_workers=cluster.loader_workers)
+    return World(
+        processes=processes,
+        gpus=wanted,
+        threads=threads,
+        loader_workers=cluster.loader_workers,
+        gpu_tflops=cluster.gpu_tflops,
+    )
 
 
 def _fitting(world: World, phase: Phase, where: str) -> World:

@@ -68,7 +68,7 @@ def reduce(
     plan, ended = facts.plan, facts.ended
     settings, steps, step = plan.settings, plan.steps, min(facts.step, plan.steps)
     batch = settings.batch if isinstance(settings, TrainPhase) else 0
-    speed = _median(facts.speeds)
+    speed, last = _median(facts.speeds), facts.last_step
     return RunStatus(
         run=plan.run,
         group=plan.group,
@@ -87,7 +87,7 @@ def reduce(
         samples=step * batch,
         percent=100.0 if state is State.DONE else 100.0 * step / steps if steps else 0.0,
         samples_per_s=speed,
-        loss=facts.last_step.loss if facts.last_step else None,
+        loss=last.loss if last else None,
         scores=facts.scores,
         eta_s=_eta((steps - step) * batch, speed) if state is State.RUNNING and steps else None,
         created=plan.created,
@@ -105,6 +105,10 @@ def reduce(
         queue_s=_waited(facts),
         gpu_hours=facts.held_s * plan.world.gpus / 3600,
         efficiency=_efficiency(step * batch, speed, facts.held_s),
+        samples_per_s_device=last.samples_per_s_device if last else None,
+        mfu=last.mfu if last else None,
+        data_wait=last.data_wait if last else None,
+        memory_gib=last.memory_gib if last else None,
     )
 
 
@@ -313,7 +317,7 @@ def _by_heartbeat(case: Case, who: str) -> Verdict:
 
 
 def _on_its_way(facts: Facts, otherwise: str = "") -> Verdict:
-    return Verdict(facts.doing, _asked(facts) or facts.why or otherwise)
+    return Verdict(facts.doing, _asked(facts) or facts.why or otherwise or "; ".join(facts.notes))
 
 
 def _asked(facts: Facts) -> str:

@@ -144,9 +144,17 @@ class Begun(Event, frozen=True, kw_only=True, tag="begun"):
 
 
 class Step(Event, frozen=True, kw_only=True, tag="step"):
-    """Progress, every few steps. `samples_per_s`, `data_wait` (share of time, 0..1): since the last one.
+    """Progress, every few steps. `samples_per_s`, `data_wait` (share of time, 0..1) and `mfu`: since the last one.
 
-    `grad_norm` is None where it was not finite: JSON has no word for that, and the step is an event all the same.
+    A gradient's norm is None where it was not finite: JSON has no word for that, and the step is an event all the same.
+    What an older clipa did not write is None too.
+
+    Attributes:
+        grad_norm_image, grad_norm_text: of the towers.
+        samples_per_s_device: of one GPU, or of one process on a CPU.
+        mfu: model FLOPs utilisation, 0..1, of the dense bf16 peak; None on a CPU and on an unknown GPU.
+        memory_gib: the most that the first rank has held so far: tensors on its GPU, else resident memory.
+        eta_s: seconds that the rest of the phase takes at this speed.
     """
 
     step: int
@@ -157,6 +165,12 @@ class Step(Event, frozen=True, kw_only=True, tag="step"):
     grad_norm: float | None
     samples_per_s: float
     data_wait: float
+    grad_norm_image: float | None = None
+    grad_norm_text: float | None = None
+    samples_per_s_device: float | None = None
+    mfu: float | None = None
+    memory_gib: float | None = None
+    eta_s: float | None = None
 
 
 class Saved(Event, frozen=True, kw_only=True, tag="saved"):

@@ -79,7 +79,8 @@ class Weights(Record, frozen=True, kw_only=True):
 class World(Record, frozen=True, kw_only=True):
     """The processes of one attempt, those of all nodes together, the same number on each.
 
-    `gpus` > 0 means one process a GPU; else `processes` ranks on the CPU.
+    `gpus` > 0 means one process a GPU; else `processes` ranks on the CPU. `gpu_tflops`: the peak that MFU is measured
+    against, of one GPU; 0: by the name of the GPU (clipa.spec.hardware).
     """
 
     processes: int
@@ -87,6 +88,7 @@ class World(Record, frozen=True, kw_only=True):
     gpus: int = 0
     threads: int = 1
     loader_workers: int = 1
+    gpu_tflops: float = 0.0
 
     @property
     def local(self) -> int:

@@ -15,6 +15,7 @@ from clipa.spec.card import card_of
 from clipa.spec.job import TrainPhase
 from clipa.spec.plan import Plan
 from clipa.train.finite import Finite
+from clipa.train.gradients import norms
 from clipa.train.metrics import StepOutcome
 from clipa.train.optim import lr_at, make_optimizer
 from clipa.train.passes import backward
@@ -56,11 +57,11 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         loss = backward(self._forward, self._parallel, self._on_device(batch), self._loss, self.phase.micro_batch)
         mean = self.ranks.total(loss.clone()) / self.ranks.world
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
-        self.optimizer.found_inf = self.finite.judge(mean, norm, step)  # type: ignore[attr-defined]
+        sizes = norms(self.model)
+        self.optimizer.found_inf = self.finite.judge(mean, sizes.all, step)  # type: ignore[attr-defined]
         self.optimizer.step()
         self.model.clamp()
-        return StepOutcome(mean, norm, lr, self.model.logit_scale.detach().exp())
+        return StepOutcome(mean, sizes, lr, self.model.logit_scale.detach().exp())
 
     def _forward(self, batch: Batch) -> ClipOutput:
         """Samples through the towers. Every random choice about one is a function of its position, so it can repeat."""

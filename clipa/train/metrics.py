@@ -10,6 +10,11 @@ import torch
 
 from clipa.attempt.pulse import Pulse
 from clipa.registry import events
+from clipa.spec.job import TrainPhase
+from clipa.spec.plan import Plan
+from clipa.train.gradients import Norms
+from clipa.train.supply import Supply
+from clipa.train.yardstick import Yardstick, peak_memory_gib
 
 LINES = 60
 """Lines that a phase's log has when the recipe does not say."""
@@ -21,23 +26,31 @@ class StepOutcome(NamedTuple):
     """What one optimizer step gave: the loss of the global batch; tensors stay on the device until they are told."""
 
     loss: torch.Tensor
-    grad_norm: torch.Tensor
+    grad_norms: Norms
     lr: float
     logit_scale: torch.Tensor
 
 
 class Meter:
-    """Counts steps, samples and waiting, and tells every so often."""
+    """Counts steps, samples and waiting, and tells every so often.
 
-    def __init__(
-        self, pulse: Pulse, log: events.EventWriter | None, steps: int, batch: int, every_samples: int
-    ) -> None:
+    Args:
+        plan: of a training phase.
+        pulse: the sign of life.
+        log: where events go; None on every rank but the first.
+        yardstick: what rates are measured against.
+    """
+
+    def __init__(self, plan: Plan, pulse: Pulse, log: events.EventWriter | None, yardstick: Yardstick) -> None:
+        assert isinstance(plan.settings, TrainPhase)
         self.pulse = pulse
         self.log = log
-        self.steps = steps
-        self.batch = batch
-        self.every = max(1, every_samples // batch) if every_samples else max(1, steps // LINES)
+        self.steps = plan.steps
+        self.batch = plan.settings.batch
+        self.yardstick = yardstick
+        self.every = every_steps(plan)
         self.waited = 0.0
+        self._supply = Supply(plan.world.loader_workers, plan.world.local)
         self._since = time.monotonic()
         self._steps_since = 0
 
@@ -48,6 +61,8 @@ class Meter:
     def restart_clock(self) -> None:
         """Do not count what happened just now (an evaluation, a checkpoint) as training time."""
         self._since, self.waited, self._steps_since = time.monotonic(), 0.0, 0
+        if self.log:
+            self._supply.begin()
 
     def after_step(self, step: int, outcome: StepOutcome) -> None:
         """Called after every step; `step` counts from 1."""
@@ -58,32 +73,52 @@ class Meter:
         if step % self.every and step != self.steps and now - self._since < SILENCE_S:
             return
         if self.log:
-            self._tell(step, outcome, now)
+            self._tell(self.log, step, outcome)
         self.restart_clock()
 
-    def _tell(self, step: int, outcome: StepOutcome, now: float) -> None:
-        assert self.log is not None
-        seconds = max(1e-9, now - self._since)
+    def _tell(self, log: events.EventWriter, step: int, outcome: StepOutcome) -> None:
+        # One copy from the device for all of them; it waits for the step, so the clock is read after it.
+        told = [outcome.loss, *outcome.grad_norms, outcome.logit_scale]
+        loss, *norms, scale = torch.stack([value.detach().float().reshape(()) for value in told]).tolist()
+        seconds = max(1e-9, time.monotonic() - self._since)
         speed = self._steps_since * self.batch / seconds
         wait = min(1.0, self.waited / seconds)
-        loss, scale = float(outcome.loss), float(outcome.logit_scale)
+        left = (self.steps - step) * self.batch / speed
+        image, text, whole = (norm if math.isfinite(norm) else None for norm in norms)
+        mfu = self.yardstick.mfu(speed)
         if not math.isfinite(loss):
             return  # the trainer names the step; JSON has no word for such a loss
-        self.log.write(
+        log.write(
             events.Step,
             step=step,
             samples=step * self.batch,
             loss=loss,
             lr=outcome.lr,
             logit_scale=scale,
-            grad_norm=float(outcome.grad_norm),
+            grad_norm=whole,
+            grad_norm_image=image,
+            grad_norm_text=text,
             samples_per_s=speed,
+            samples_per_s_device=speed / self.yardstick.devices,
+            mfu=mfu,
             data_wait=wait,
+            memory_gib=peak_memory_gib(outcome.logit_scale.device),
+            eta_s=left,
         )
         self.pulse.at("", step)
-        left = (self.steps - step) * self.batch / speed
         print(
             f"step {step}/{self.steps}  loss {loss:.4f}  lr {outcome.lr:.3g}  scale {scale:.2f}  "
-            f"{speed:,.0f} samples/s  waiting for data {wait:.0%}  {left:,.0f} s left",
+            f"{speed:,.0f} samples/s  {f'MFU {mfu:.1%}  ' if mfu is not None else ''}"
+            f"waiting for data {wait:.0%}  {left:,.0f} s left",
             flush=True,
         )
+        if stalled := self._supply.add(seconds, self.waited):
+            log.write(events.Noted, text=stalled)
+            print(stalled, flush=True)
+
+
+def every_steps(plan: Plan) -> int:
+    """Steps from one telling to the next, where they are quick."""
+    assert isinstance(plan.settings, TrainPhase)
+    every, batch = plan.settings.log_every_samples, plan.settings.batch
+    return max(1, every // batch) if every else max(1, plan.steps // LINES)

@@ -20,6 +20,7 @@ from clipa.train import checkpoint
 from clipa.train.learner import Learner
 from clipa.train.metrics import Meter
 from clipa.train.poll import Poll, Word
+from clipa.train.yardstick import yardstick
 
 
 class Trainer:
@@ -36,7 +37,7 @@ class Trainer:
         self._stored = (-1, "")  # step and digest of the newest checkpoint that this attempt has written or verified
         self.step = self._start()
         self.evaluator = Evaluator(session.run, self.plan, session.attempt, ranks, self.learner.precision, self.pulse)
-        self.meter = Meter(self.pulse, session.log, self.plan.steps, self.phase.batch, self.phase.log_every_samples)
+        self.meter = Meter(self.plan, self.pulse, session.log, yardstick(self.plan, ranks))
         self._save_due = time.monotonic() + 60 * self.phase.checkpoint.every_minutes
         self.poll = Poll(ranks, self._look)
 
