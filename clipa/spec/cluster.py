@@ -43,7 +43,8 @@ class Cluster(Struct, frozen=True, kw_only=True):
     `hang_minutes`: an attempt without a sign of progress for so long is ended and tried again (0: never).
     `cache_limit_gib`: what staging keeps in the cache at most, 0 for any number.
     For `clipa plan`: `gpu_model` is a name of clipa.spec.hardware, or any other with `gpu_memory_gb` and `gpu_tflops`
-    (dense bf16, in 1e12 FLOP/s; MFU is measured against it too) beside it; `gpu_price` is in dollars for one GPU and one hour.
+    (dense bf16, in 1e12 FLOP/s; MFU is measured against it too) beside it; `gpu_price` is in dollars for one GPU and
+    one hour.
     `publish`: a URL to which checkpoints and results go, below the run's id.
     """
 
