@@ -105,10 +105,7 @@ def reduce(
         queue_s=_waited(facts),
         gpu_hours=facts.held_s * plan.world.gpus / 3600,
         efficiency=_efficiency(step * batch, speed, facts.held_s),
-        samples_per_s_device=last.samples_per_s_device if last else None,
-        mfu=last.mfu if last else None,
-        data_wait=last.data_wait if last else None,
-        memory_gib=last.memory_gib if last else None,
+        last_step=last,
     )
 
 

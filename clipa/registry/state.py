@@ -117,8 +117,7 @@ class RunStatus(Record, frozen=True, kw_only=True):
     `beat_age_s` is the age of its last sign of life, while it is not over. `job`: SLURM's id; `cause`: the kind of its
     failure, `evidence`: the line of a log that says so; `queue_s`: from its first intent to its first start.
     `gpu_hours` are those of all attempts, `efficiency` the share (0..1) of their time that the steps that counted
-    would have taken undisturbed. `samples_per_s_device`, `mfu`, `data_wait` (both 0..1) and `memory_gib` are those of
-    the newest step that was told (`events.Step`).
+    would have taken undisturbed. `last_step`: what the newest step that was told says.
     """
 
     run: str
@@ -156,7 +155,4 @@ class RunStatus(Record, frozen=True, kw_only=True):
     queue_s: float | None = None
     gpu_hours: float = 0.0
     efficiency: float | None = None
-    samples_per_s_device: float | None = None
-    mfu: float | None = None
-    data_wait: float | None = None
-    memory_gib: float | None = None
+    last_step: events.Step | None = None

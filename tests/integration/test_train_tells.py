@@ -54,8 +54,7 @@ def test_a_training_with_a_slow_loader(tmp_path):
     assert "cores for its loader workers, has 1" in note.text
     assert note.text in done.stdout
     (status,) = scan([run.path.parent]).statuses
-    assert status.data_wait == steps[-1].data_wait
-    assert status.memory_gib == steps[-1].memory_gib
+    assert status.last_step == steps[-1]
 
 
 def test_the_yardstick_of_known_and_unknown_devices(tmp_path, monkeypatch):
