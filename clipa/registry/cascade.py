@@ -65,10 +65,9 @@ def reduce(
         parent: state of the run that must be done first.
     """
     state, why = judge(Case(facts, alive, beat_age, now, jobs, parent))
-    plan, ended = facts.plan, facts.ended
+    plan, ended, last, speed = facts.plan, facts.ended, facts.last_step, _median(facts.speeds)
     settings, steps, step = plan.settings, plan.steps, min(facts.step, plan.steps)
     batch = settings.batch if isinstance(settings, TrainPhase) else 0
-    speed, last = _median(facts.speeds), facts.last_step
     return RunStatus(
         run=plan.run,
         group=plan.group,
