@@ -29,7 +29,7 @@ _PART_SIZES = (5, 8, 10, 15, 16, 20, 25, 32, 48, 50, 64, 100, 128, 256, 512, 102
 class Hasher(Protocol):
     """Anything of hashlib's shape."""
 
-    def update(self, chunk: bytes, /) -> None:
+    def update(self, chunk: bytes | memoryview, /) -> None:
         """Add bytes."""
 
     def hexdigest(self) -> str:
@@ -99,7 +99,7 @@ class _Multipart:
         self._now: _Hash = hashlib.md5(usedforsecurity=False)
         self._room = part
 
-    def update(self, chunk: bytes, /) -> None:
+    def update(self, chunk: bytes | memoryview, /) -> None:
         view = memoryview(chunk)
         while view.nbytes:
             if not self._room:
@@ -122,7 +122,7 @@ class Running:
         self._xxh3 = xxh3()
         self._others = [make() for make in wanted.hashers] if wanted.kind != "xxh3" else []
 
-    def update(self, chunk: bytes) -> None:
+    def update(self, chunk: bytes | memoryview) -> None:
         """Add bytes."""
         self._xxh3.update(chunk)
         for other in self._others:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from clipa.storage.blocks import Blocks
 from clipa.storage.digest import Pinned, Running, xxh3
 from clipa.storage.manifest import Shard
 from clipa.storage.store import PART
@@ -36,11 +37,11 @@ class Part:
         self.path = target.with_name(f"{stem}.part")
         self.size = 0
         self.running = Running(wanted)
-        self._journalled = 0
+        self._written = self._journalled = 0
 
     def __enter__(self) -> Part:
-        self._file = open(self.path, "xb", buffering=0)
-        _lock(self._file.fileno())
+        self._file = Blocks(self.path, self._wrote)
+        _lock(self._file.descriptor)
         self._journal = open(journal_of(self.path), "xb", buffering=0)
         return self
 
@@ -49,15 +50,16 @@ class Part:
         self._file.close()
 
     def append(self, chunk: bytes) -> None:
-        """Add bytes."""
-        self.running.update(chunk)
-        view = memoryview(chunk)
-        while view.nbytes:
-            view = view[self._file.write(view) :]
+        """Add bytes. They are hashed and written a block at a time; the last ones by `sync`."""
         self.size += len(chunk)
-        if self.size - self._journalled >= PART:
-            self._journal.write(_line(self.size, self.running.xxh3) + b"\n")
-            self._journalled = self.size
+        self._file.append(chunk)
+
+    def _wrote(self, block: memoryview) -> None:
+        self.running.update(block)
+        self._written += block.nbytes
+        if self._written - self._journalled >= PART:
+            self._journal.write(_line(self._written, self.running.xxh3) + b"\n")
+            self._journalled = self._written
 
     def take_over(self, left: Path) -> None:
         """Copy the ranges of a part that was left behind, up to the first that is not as its journal says."""
@@ -78,7 +80,8 @@ class Part:
 
     def sync(self) -> None:
         """Make the bytes durable, so that a rename can give them their name."""
-        os.fsync(self._file.fileno())
+        self._file.flush()
+        os.fsync(self._file.descriptor)
 
 
 def _line(size: int, digest: str) -> bytes:
