@@ -16,8 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from clipa.registry.local_disk import filesystem_of
+from clipa.storage.wire import BLOCK
 
-_BLOCK = 1 << 20
 _CACHED_BLOCK = 256 << 10
 _DIRECT: int = getattr(os, "O_DIRECT", 0)
 _FILE_SYSTEMS = frozenset(["ext4", "xfs"])
@@ -35,33 +35,40 @@ class Blocks:
         if self._direct:
             self._set_direct(True)
         # Anonymous memory begins at a page, as writing past the cache asks for.
-        self._buffer = memoryview(mmap.mmap(-1, _BLOCK if self._direct else _CACHED_BLOCK))
+        self._buffer = memoryview(mmap.mmap(-1, BLOCK if self._direct else _CACHED_BLOCK))
         self._filled = 0
 
-    def append(self, chunk: bytes) -> None:
-        """Add bytes. They are in the file once a block is full, or after `flush`."""
+    def append(self, chunk: bytes | memoryview) -> None:
+        """Add bytes. They are in the file once a block is full, or after `flush`.
+
+        A view of exactly a block is written from where it lies, best at a page's beginning.
+        """
         view = memoryview(chunk)
+        if not self._filled and view.nbytes == self._buffer.nbytes:
+            self._write(view)
+            return
         while view.nbytes:
             head = view[: self._buffer.nbytes - self._filled]
             self._buffer[self._filled : self._filled + head.nbytes] = head
             self._filled += head.nbytes
             view = view[head.nbytes :]
             if self._filled == self._buffer.nbytes:
-                self._write()
+                self._write(self._buffer)
+                self._filled = 0
 
     def flush(self) -> None:
         """Write what is left of the last block: nothing may be added after it."""
         if self._filled:
             # Less than a block is not aligned.
             self._set_direct(False)
-            self._write()
+            self._write(self._buffer[: self._filled])
+            self._filled = 0
 
     def close(self) -> None:
         """Close the file."""
         os.close(self.descriptor)
 
-    def _write(self) -> None:
-        block = self._buffer[: self._filled]
+    def _write(self, block: memoryview) -> None:
         left = block
         while left.nbytes:
             try:
@@ -70,7 +77,6 @@ class Blocks:
                 if error.errno != errno.EINVAL or not self._direct:
                     raise
                 self._set_direct(False)
-        self._filled = 0
         self._wrote(block)
 
     def _set_direct(self, on: bool) -> None:

@@ -1,4 +1,5 @@
-"""The one door to obstore: the cheapest way to stream an object from S3, GCS, Azure or HTTP (docs/benchmarks.md).
+"""The one door to obstore: the cheapest way to stream an object from S3, GCS, Azure or HTTPS (docs/benchmarks.md).
+Over plain HTTP it signs the URL, and `wire` reads what lies there.
 
 Two rules, both measured: the synchronous API only (the asynchronous one aborts at interpreter exit in 1 of 4 runs,
 PyO3/pyo3-async-runtimes#40), and only in a process of its own that never forks (after a fork even a fresh store
@@ -12,17 +13,20 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, urlsplit
+from urllib.request import getproxies
 
 from clipa.errors import StorageError
 from clipa.spec.cluster import Dataset
 from clipa.storage import options
 from clipa.storage.digest import is_etag
 from clipa.storage.patience import Patience
-from clipa.storage.store import PART, Changed, Store
+from clipa.storage.store import PART, Changed, Entry, Store
+from clipa.storage.wire import Unexpected, Wire
 
 _PIECE = 256 << 10
 """Bytes a piece: 0.73 CPU seconds a GiB; 64 KiB 0.77, 1 MiB 0.89, 8 MiB 2.71 (page faults)."""
@@ -35,6 +39,10 @@ _MOST_FAILURES = 8
 """Failures after which a process that has not got a single byte by obstore reads by ranges only."""
 _CLIENT = {"connect_timeout": "10s", "read_timeout": "20s", "timeout": "6h"}
 """A stalled connection fails after `read_timeout`; `timeout` is for a whole object, and 30 s where it is not given."""
+_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+"""Where both are set and no profile is asked for, they are what botocore would find first; obstore reads them too."""
+_SIGNED_FOR = timedelta(hours=1)
+"""A signed URL is asked for at once; the clocks of both sides may differ a little."""
 _RETRY = {
     "max_retries": 3,
     "retry_timeout": timedelta(seconds=30),
@@ -45,11 +53,11 @@ _RETRY = {
 def open_store(source: Dataset) -> Store:
     """A store that reads through obstore where it is installed and understands the source, and by ranges where not.
 
-    `CLIPA_TRANSPORT=fsspec` asks for ranges.
+    `CLIPA_TRANSPORT=fsspec` asks for ranges, `obstore` for obstore where plain HTTP would be read more cheaply.
     """
     store = Store(source)
     make = _MAKERS.get(store.scheme)
-    if make is None or os.environ.get("CLIPA_TRANSPORT") == "fsspec":
+    if make is None or _asked_for() == "fsspec":
         return store
     try:
         return FastStore(source, make(store))
@@ -60,6 +68,10 @@ def open_store(source: Dataset) -> Store:
         return store
 
 
+def _asked_for() -> str:
+    return os.environ.get("CLIPA_TRANSPORT", "")
+
+
 class FastStore(Store):
     """A store whose objects are streamed by obstore."""
 
@@ -68,9 +80,56 @@ class FastStore(Store):
         self._far = far
         self._failures = 0
         self._works = False
+        self._wire = Wire()
+        self._plain = _is_plain(self)
+
+    def _found(self) -> Sequence[Entry]:
+        """As `Store` finds them. What obstore finds nothing for, or an error, is the other way's to put into words."""
+        if self.scheme not in ("s3", "s3a"):
+            return super()._found()
+        import obstore
+
+        prefix = self._key("")
+        try:
+            found = [meta for batch in obstore.list(self._far, prefix=prefix) for meta in batch]
+            entries = [self._told(meta["path"].removeprefix(prefix), meta) for meta in found]
+        except Exception:
+            return super()._found()
+        return entries or super()._found()
+
+    def entry(self, name: str) -> Entry:
+        """Size and version of an object now."""
+        import obstore
+
+        try:
+            return self._told(name, obstore.head(self._far, self._key(name)))
+        except Exception:
+            return super().entry(name)
+
+    def exists(self, name: str) -> bool:
+        """Whether an object is there."""
+        import obstore
+
+        try:
+            obstore.head(self._far, self._key(name))
+        except FileNotFoundError:
+            return False
+        except Exception:
+            return super().exists(name)
+        return True
+
+    def _told(self, name: str, meta: Any) -> Entry:
+        """What fsspec tells of the same object. Only S3 and HTTP have no more to tell than size and ETag."""
+        if self.scheme not in ("s3", "s3a", "http", "https") or not meta["e_tag"]:
+            raise StorageError("it does not tell enough", where=self._shown(name))
+        return Entry(name, int(meta["size"]), str(meta["e_tag"]).strip('"'))
 
     def chunks(self, name: str, size: int, start: int = 0, version: str = "") -> Iterator[bytes]:
         """The bytes of an object of known size from `start` on, in order, in pieces of at most `PART`."""
+        return map(bytes, self.blocks(name, size, start, version))
+
+    def blocks(self, name: str, size: int, start: int = 0, version: str = "") -> Iterator[bytes | memoryview]:
+        """The same, for who needs each piece only until the next: it may be written over then."""
         at = start
         while at < size:
             if self._works or self._failures < _MOST_FAILURES:
@@ -109,7 +168,23 @@ class FastStore(Store):
                     super().write(name, data)  # it says what is wrong, or does it after all
                     return
 
-    def _stream(self, name: str, start: int, end: int, version: str) -> Iterator[bytes]:
+    def _stream(self, name: str, start: int, end: int, version: str) -> Iterator[bytes | memoryview]:
+        url = self._plain_url(name)
+        if url:
+            return self._wire.stream(url, start, end, version if is_etag(version) else "")
+        return self._streamed(name, start, end, version)
+
+    def _plain_url(self, name: str) -> str:
+        """Where an object is read without TLS and without more than a URL; empty where there is more to it."""
+        if not self._plain or self._wire.hopeless:
+            return ""
+        if self.scheme == "http":
+            return f"{self._root}/{quote(name)}"
+        import obstore
+
+        return str(obstore.sign(self._far, "GET", self._key(name), _SIGNED_FOR))
+
+    def _streamed(self, name: str, start: int, end: int, version: str) -> Iterator[bytes]:
         import obstore
 
         wanted: dict[str, Any] = {"range": (start, end)}
@@ -125,6 +200,7 @@ class FastStore(Store):
             raise TimeoutError(f"got {at - start} of {end - start} bytes")
 
     def _key(self, name: str) -> str:
+        """Its name in the bucket; of "", what all names there begin with."""
         if self.scheme in ("http", "https"):
             return name
         _, _, prefix = self._root.partition("/")
@@ -137,7 +213,7 @@ class FastStore(Store):
             print(f"obstore is not used any more for {self.url}: {said}", file=sys.stderr, flush=True)
 
     def _require_same(self, error: Exception, name: str) -> None:
-        if type(error).__name__ == "PreconditionError":
+        if type(error).__name__ == "PreconditionError" or (isinstance(error, Unexpected) and error.status == 412):
             raise Changed(
                 "it is no longer the version that is pinned",
                 where=self._shown(name),
@@ -145,11 +221,23 @@ class FastStore(Store):
             ) from error
 
 
+def _is_plain(store: Store) -> bool:
+    source = store.source
+    if _asked_for() == "obstore" or "http" in getproxies() or source.requester_pays or source.anonymous:
+        return False
+    if store.scheme == "http":
+        parts = urlsplit(store.address)
+        return not (parts.query or parts.username)
+    return store.scheme in ("s3", "s3a") and options.endpoint_of(source).startswith("http://")
+
+
 class _Credentials:
     """Credentials as botocore finds them: environment, profile, SSO, instance. obstore knows no profiles."""
 
-    def __init__(self, session: Any) -> None:
-        found = session.get_credentials()
+    def __init__(self, profile: str) -> None:
+        import botocore.session
+
+        found = botocore.session.Session(profile=profile or None).get_credentials()
         if found is None:
             raise StorageError("no credentials")
         self._found = found
@@ -164,20 +252,30 @@ class _Credentials:
         }
 
 
+def _region(source: Dataset) -> str:
+    """Where the bucket is: said here, in the environment, or in the user's configuration, which botocore reads."""
+    said = source.region or os.environ.get("AWS_REGION")
+    if not said and not source.profile and not os.environ.get("AWS_PROFILE"):
+        said = os.environ.get("AWS_DEFAULT_REGION")
+    config = Path(os.environ.get("AWS_CONFIG_FILE") or "~/.aws/config").expanduser()
+    if not said and (source.profile or config.exists()):
+        import botocore.session
+
+        said = botocore.session.Session(profile=source.profile or None).get_config_variable("region")
+    return said or "us-east-1"
+
+
 def _s3(store: Store) -> Any:
-    import botocore.session
     from obstore.store import S3Store
 
     source, endpoint = store.source, options.endpoint_of(store.source)
-    session = botocore.session.Session(profile=source.profile or None)
-    region = source.region or os.environ.get("AWS_REGION") or session.get_config_variable("region")
-    given: dict[str, Any] = {"region": str(region or "us-east-1")}
+    given: dict[str, Any] = {"region": _region(source)}
     if endpoint:
         given["endpoint"] = endpoint
     if source.anonymous:
         given["skip_signature"] = True
-    else:
-        given["credential_provider"] = _Credentials(session)
+    elif source.profile or not all(os.environ.get(name) for name in _KEYS):
+        given["credential_provider"] = _Credentials(source.profile)
     if source.requester_pays:
         given["request_payer"] = True
     client = {**_CLIENT, "allow_http": endpoint.startswith("http://")}

@@ -100,7 +100,7 @@ def _once(
                 discard(old)
             kept = part.size
             arrived(kept)
-            for chunk in store.chunks(shard.name, shard.size, start=kept, version=shard.version):
+            for chunk in store.blocks(shard.name, shard.size, start=kept, version=shard.version):
                 part.append(chunk)
                 arrived(len(chunk))
             part.sync()

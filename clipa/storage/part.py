@@ -49,7 +49,7 @@ class Part:
         self._journal.close()
         self._file.close()
 
-    def append(self, chunk: bytes) -> None:
+    def append(self, chunk: bytes | memoryview) -> None:
         """Add bytes. They are hashed and written a block at a time; the last ones by `sync`."""
         self.size += len(chunk)
         self._file.append(chunk)

@@ -74,14 +74,19 @@ FAULTS: dict[str, list[Fault]] = {
 }
 
 
-@pytest.mark.parametrize("faults", FAULTS.values(), ids=FAULTS)
+@pytest.mark.parametrize(
+    ("transport", "faults"),
+    [("", faults) for faults in FAULTS.values()] + [("obstore", FAULTS["none"]), ("obstore", FAULTS["all"])],
+    ids=[*FAULTS, "obstore, none", "obstore, all"],
+)
 def test_faults_cost_time_and_no_byte(
-    tmp_path: Path, shards: tuple[Dataset, Manifest], proxy: FaultProxy, faults: list[Fault]
+    tmp_path: Path, shards: tuple[Dataset, Manifest], proxy: FaultProxy, transport: str, faults: list[Fault]
 ) -> None:
+    """Without a word plain HTTP is read by `wire`."""
     source, manifest = shards
     run = make_run(tmp_path, source, manifest)
     proxy.faults, proxy.met, proxy.ranges = list(faults), [], 0
-    assert call(run)[::2] == (0, "")
+    assert call(run, env={**os.environ, "CLIPA_TRANSPORT": transport})[::2] == (0, "")
     assert proxy.met[: len(faults)] == faults
     folder = staged_folder(str(tmp_path / "cache"), manifest.digest)
     assert whole(folder, manifest) == 2
