@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from clipa.launch import containers, devices, hang, publishing, render
+from clipa.launch.bad_nodes import at_fault
 from clipa.launch.blame import blamed
 from clipa.launch.children import Child, last_lines
 from clipa.launch.decide import Verdict
@@ -77,6 +78,8 @@ class Attempt:
                     return lease
                 held.enter_context(devices.released_at_end(lease))
                 held.enter_context(containers.swept(self.plan))
+                if failed := self._trial():
+                    return failed
                 if staged := self._stage():
                     return staged
                 if self.plan.kind == "stage":
@@ -160,6 +163,26 @@ class Attempt:
         name = f"stage-{node}" if node else "stage"
         child = Child(argv, env, logs / f"{name}.log", logs / f"{name}.err")
         return self._watch([child], "staging")
+
+    def _trial(self) -> Verdict | None:
+        """One small all-reduce across the nodes; None when they can work together."""
+        plan, place = self.plan, self.place
+        if plan.slurm is None or plan.world.nodes == 1 or not plan.slurm.allreduce_s:
+            return None
+        rank = render.Rank(place.node, 0, place.address, place.port)
+        gpus: list[str] | None = None if plan.world.gpus else []
+        env = render.rank_env(plan, rank, str(self._stop_file), gpus)
+        env["WORLD_SIZE"] = str(plan.world.nodes)
+        out = self.run.logs(self.attempt) / f"trial-{place.node}.log"
+        number = plan.world.processes + place.node  # no rank's: it is the name of a container
+        at = containers.At(self.run.id, self.attempt, number, str(self._stop_file.parent), gpus)
+        child = containers.starter(plan, self._note)(render.trial_argv(plan), env, at, out)
+        verdict = self._watch([child], "the all-reduce across the nodes")
+        if verdict is None or verdict.outcome != "failed":
+            return verdict
+        if not place.leads:
+            return Verdict("stopped", f"{verdict.error}: the first node says why", retry=True)
+        return at_fault(self.run, out, place.nodes, verdict.error, self.log)
 
     def _ranks(self, lease: devices.Lease) -> Verdict:
         logs, place, local = self.run.logs(self.attempt), self.place, self.plan.world.local

@@ -13,7 +13,10 @@ from pathlib import Path
 import msgspec
 
 from clipa.launch import devices
-from clipa.registry.run_dir import write_whole
+from clipa.launch.decide import Verdict
+from clipa.registry import events
+from clipa.registry.run_dir import RunDir, write_whole
+from clipa.registry.trial import Report
 from clipa.spec.plan import Plan, Record
 
 FOLDER = ".nodes"
@@ -76,3 +79,28 @@ def known(root: Path, hours: float) -> list[str]:
         if time.time() - node.t < hours * 3600:
             found.append(node.name)
     return found
+
+
+def at_fault(run: RunDir, out: Path, nodes: Sequence[str], error: str, log: events.EventWriter) -> Verdict:
+    """The verdict on an attempt whose all-reduce across the nodes failed; who is at fault is remembered.
+
+    Args:
+        run: whose attempt.
+        out: what the first process of the all-reduce has printed.
+        nodes: the names of all nodes.
+        error: what is known where that is nothing.
+        log: where nodes at fault are recorded.
+    """
+    try:
+        report = msgspec.json.decode(out.read_bytes().strip().splitlines()[-1], type=Report)
+    except (OSError, IndexError, msgspec.MsgspecError):
+        report = Report(why=error)
+    named = {nodes[number]: why for number, why in report.bad.items() if 0 <= number < len(nodes)}
+    for name, why in named.items():
+        log.write(events.BadNode, name=name, why=f"all-reduce: {why}")
+        remember(run.path.parent, name, f"all-reduce: {why}")
+    if not named:
+        together = ", ".join(nodes)
+        return Verdict("killed", f"the nodes {together} failed their check, an all-reduce: {report.why}", retry=True)
+    said = "; ".join(f"{name}: {why}" for name, why in named.items())
+    return Verdict("killed", f"failed its check, an all-reduce across the nodes: {said}", retry=True)

@@ -1,9 +1,8 @@
-"""Where the ranks of several nodes meet: printed by the batch script on the first node, as ADDRESS:PORT.
+"""Where the ranks of several nodes meet.
 
-    python -m clipa.launch.meeting [--interface ib0]
-
-The port is free at this moment; should another process take it before the first rank does, the attempt fails and the
-next one meets elsewhere.
+`python -m clipa.launch.meeting [--interface ib0]` is called by the batch script on the first node, and prints
+ADDRESS:PORT. The port is free at that moment; the supervisor of the first node then holds it (`Reservation`) until the
+ranks have ended, or another one where it has been taken meanwhile, and says in an event which it is.
 """
 
 from __future__ import annotations
@@ -13,8 +12,35 @@ import fcntl
 import socket
 import struct
 import sys
+from types import TracebackType
 
 _SIOCGIFADDR = 0x8915  # netdevice(7)
+
+
+class Reservation:
+    """A port that nobody else gets. It is bound, but not listened on, with SO_REUSEADDR: so the store of
+    torch.distributed, which sets that option too, can listen on it all the same, and Linux gives it to nobody who asks
+    for any port, or for this one without the option (socket(7), ip(7)).
+    """
+
+    def __init__(self, address: str, wanted: int) -> None:
+        """Hold the wanted port, or another one where that is taken."""
+        self.address = address
+        self._socket = socket.socket()
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            self._socket.bind(("", wanted))
+        except OSError:
+            self._socket.bind(("", 0))
+        self.port: int = self._socket.getsockname()[1]
+
+    def __enter__(self) -> Reservation:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._socket.close()
 
 
 def meeting(interface: str) -> str:

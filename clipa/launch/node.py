@@ -7,6 +7,7 @@ so only when it failed, and then SLURM ends the step at once (`--kill-on-bad-exi
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import tempfile
@@ -19,6 +20,7 @@ from clipa.errors import ClipaError, InputError
 from clipa.launch import bad_nodes, render
 from clipa.launch.attempt import Attempt, Leaving, Place
 from clipa.launch.decide import Verdict, is_done
+from clipa.launch.meeting import Reservation
 from clipa.launch.nodelist import expand
 from clipa.launch.scheduler import expanded
 from clipa.launch.supervisor import close, read_plan
@@ -134,7 +136,12 @@ class Node:
         return 1 if self._work().outcome in ("failed", "killed") else 0
 
     def _work(self) -> Verdict:
-        work = Attempt(self.run, self.plan, self.attempt, self.submission, self.leaving, self._place())
+        with contextlib.ExitStack() as held:
+            place = self._place(*self._meeting(held))
+            work = Attempt(self.run, self.plan, self.attempt, self.submission, self.leaving, place)
+            return self._worked(work)
+
+    def _worked(self, work: Attempt) -> Verdict:
         try:
             self._prepare()
             verdict = self._bad_node(work) or work.execute()
@@ -161,15 +168,34 @@ class Node:
             os.environ.update(read_secrets(Path(expanded(secrets))))
         _use_scratch(self.plan)
 
-    def _place(self) -> Place:
+    def _meeting(self, held: contextlib.ExitStack) -> tuple[str, int]:
+        """Where the ranks of all nodes meet. The first node holds the port, and tells the others, which wait for it."""
         address, _, port = self.job.meeting.rpartition(":")
+        if len(self.job.nodes) == 1 or not port.isdecimal():
+            return address or "127.0.0.1", int(port or 0)
+        writer = "meeting"
+        if self.job.node == 0:
+            place = held.enter_context(Reservation(address, int(port)))
+            log = events.EventWriter(self.run, self.attempt, writer)
+            log.write(events.Meeting, address=place.address, port=place.port)
+            log.close()
+            return place.address, place.port
+        deadline = time.monotonic() + LAG_S
+        while time.monotonic() < deadline and not self.leaving.reason:
+            for event in events.read(self.run.event_file(self.attempt, writer)):
+                if isinstance(event, events.Meeting):
+                    return event.address, event.port
+            time.sleep(0.2)
+        return address, int(port)
+
+    def _place(self, address: str, port: int) -> Place:
         return Place(
             scheduler="slurm",
             node=self.job.node,
             job=self.job.id,
             nodes=self.job.nodes,
-            address=address or "127.0.0.1",
-            port=int(port or 0),
+            address=address,
+            port=port,
             lead_s=self.plan.limits.lead_s,
         )
 

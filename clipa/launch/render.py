@@ -51,6 +51,13 @@ def rank_argv(plan: Plan, run: RunDir, attempt: int) -> list[str]:
     return [sys.executable, "-m", _ROOM[plan.kind], str(run.path), "--attempt", str(attempt)]
 
 
+def trial_argv(plan: Plan) -> list[str]:
+    """The command of the all-reduce across the nodes; one process a node."""
+    assert plan.slurm is not None
+    options = ["--device", plan.world.device, "--seconds", str(plan.slurm.allreduce_s)]
+    return [sys.executable, "-m", "clipa.attempt.trial", *options]
+
+
 def rank_env(plan: Plan, rank: Rank, stop_file: str, gpu_uuids: Sequence[str] | None) -> dict[str, str]:
     """What a rank's environment adds to the supervisor's. One process needs no rendezvous.
 

@@ -83,6 +83,13 @@ class NodeEnded(Event, frozen=True, kw_only=True, tag="node-ended"):
     retry: bool = True
 
 
+class Meeting(Event, frozen=True, kw_only=True, tag="meeting"):
+    """Where the ranks of several nodes meet in this attempt: the first node holds the port."""
+
+    address: str
+    port: int
+
+
 class BadNode(Event, frozen=True, kw_only=True, tag="bad-node"):
     """A node failed its check before the ranks were started on it."""
 
@@ -239,6 +246,7 @@ AnyEvent: TypeAlias = (
     | Started
     | NodeStarted
     | NodeEnded
+    | Meeting
     | BadNode
     | Noted
     | Requeued

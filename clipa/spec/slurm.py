@@ -62,6 +62,7 @@ class Slurm(Struct, frozen=True, kw_only=True):
         write_mb_s: what one process writes to the run root, in MB/s: how long a checkpoint takes.
         total_hours: a run that has held nodes for longer in all is not tried again.
         bad_node_hours: for so long a node that failed its check is excluded.
+        allreduce_s: patience of the small all-reduce across the nodes before the ranks start. 0: none.
         srun: further arguments of `srun`.
         directives: changes (`"mem" = "200G"`), adds or removes (`"hint" = false`) any directive, last.
         stage: staging as a job of its own.
@@ -97,6 +98,7 @@ class Slurm(Struct, frozen=True, kw_only=True):
     write_mb_s: float = 200.0
     total_hours: float = 28 * 24.0
     bad_node_hours: float = 12.0
+    allreduce_s: int = 120
     srun: tuple[str, ...] = ()
     directives: dict[str, str | int | bool] = {}
     stage: StageJob | None = None
@@ -112,6 +114,7 @@ class Slurm(Struct, frozen=True, kw_only=True):
         require(self.grace_s >= 0, f"grace_s must be >= 0, got {self.grace_s}")
         require(self.write_mb_s > 0, f"write_mb_s must be > 0, got {self.write_mb_s}")
         require(self.total_hours > 0, f"total_hours must be > 0, got {self.total_hours}")
+        require(0 <= self.allreduce_s <= 3600, f"allreduce_s must be 0..3600 (0: none), got {self.allreduce_s}")
         require(self.bad_node_hours >= 0, f"bad_node_hours must be >= 0, got {self.bad_node_hours}")
 
     @property

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+
+import pytest
+
 from clipa.registry import events
 from tests.slurm.field import Field, until
 
@@ -26,3 +30,44 @@ def test_a_node_with_broken_memory_is_left_for_another(field: Field) -> None:
     nodes = [event.nodes for event in field.said(run, events.Started)]  # type: ignore[union-attr]
     assert nodes == [("node2",)], "nothing was started on the broken one"
     assert "torch sees none" in str(field.status(run)["why"]), "the GPUs are made up"
+
+
+def _python(field: Field, cases: str) -> str:
+    """An interpreter for the nodes that does something of its own first. Returns the line of the profile."""
+    path = field.folder / "python"
+    path.write_text(
+        f'#!/bin/bash\nreal={sys.executable}\ncase "$SLURMD_NODENAME $*" in\n{cases}\nesac\nexec $real "$@"\n'
+    )
+    path.chmod(0o755)
+    return f'python = "{path}"'
+
+
+def test_a_node_that_cannot_reduce_is_named_and_kept_off(field: Field) -> None:
+    """The network interface of one of two nodes is not there: found before anything is trained."""
+    field.profile(nodes=2, table=_python(field, "  node2*) export GLOO_SOCKET_IFNAME=nosuch0 ;;"))
+    (run,) = field.submit("pretrain")
+    bad = field.last(run, events.BadNode)
+    assert bad.name == "node2"  # type: ignore[union-attr]
+    assert "all-reduce" in bad.why  # type: ignore[union-attr]
+    again = until(lambda: [e.job for e in field.said(run, events.Submitted) if e.attempt == 2], "another job")  # type: ignore[union-attr]
+    assert "ExcNodeList=node2" in field.slurm.ask("scontrol", "show", "job", again[0])  # type: ignore[index]
+    field.run("cancel", run)
+    assert not field.said(run, events.Spawned), "nothing was trained"
+    (field.folder / "runs" / ".nodes" / "node2.json").unlink()
+
+
+@pytest.mark.long
+def test_a_taken_port_costs_no_attempt(field: Field) -> None:
+    """Between the batch script's look and the ranks' start somebody else takes the port at which they would meet."""
+    taken = "import socket, sys, time; s = socket.socket(); s.bind(('', int(sys.argv[1]))); s.listen(); time.sleep(90)"
+    (field.folder / "take.py").write_text(taken)
+    cases = f"""  *launch.meeting*)
+    place=$($real "$@"); echo "$place"
+    $real {field.folder}/take.py "${{place##*:}}" >/dev/null 2>&1 </dev/null &
+    sleep 1; echo "$place" >{field.folder}/place; exit 0 ;;"""
+    field.profile(nodes=2, table=_python(field, cases))
+    (run,) = field.submit("pretrain", "--set", "phases.pretrain.samples=640")
+    field.run("wait", run)
+    assert field.dir(run).claimed() == [1]
+    (meeting,) = field.said(run, events.Meeting)
+    assert str(meeting.port) != (field.folder / "place").read_text().strip().rpartition(":")[2]  # type: ignore[union-attr]

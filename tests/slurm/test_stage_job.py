@@ -25,10 +25,11 @@ def test_the_first_phase_waits_for_the_data(field: Field) -> None:
 
 
 def test_where_the_data_are_not_to_be_had_nothing_waits_for_ever(field: Field) -> None:
-    field.profile(table=TABLE)
+    field.profile(table=f"{TABLE}\ndirectives = {{ hold = true }}")
+    runs = field.submit("pipeline")
     shard = next((field.folder / "bucket" / "train").iterdir())
     shard.write_bytes(shard.read_bytes()[:5000])
-    runs = field.submit("pipeline")
+    field.slurm.ask("scontrol", "release", field.job(runs[0]))
     field.run("wait", *runs, code=1)
     assert states(field, *runs) == ["FAILED", "BLOCKED", "BLOCKED", "BLOCKED"]
     assert shard.name in str(field.status(runs[0])["why"])
