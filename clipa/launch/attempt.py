@@ -144,7 +144,9 @@ class Attempt:
             return Verdict("failed", f"the plan needs {need} GPUs, nvidia-smi lists {len(candidates)} here")
         said = ""
         while True:
-            lease = devices.try_lease(Path(self.plan.run_root), candidates, need, f"run {self.run.id}")
+            lease = devices.try_lease(
+                Path(self.plan.run_root), candidates, need, containers.holder(self.plan), containers.cleared
+            )
             if isinstance(lease, devices.Lease):
                 return lease
             if lease != said:

@@ -95,6 +95,27 @@ def remove_all(plan: Plan) -> None:
         _docker("rm", "--force", *found)
 
 
+IN_DOCKER = " in docker"
+
+
+def holder(plan: Plan) -> str:
+    """What a lease on GPUs says of who has them."""
+    return f"run {plan.run}{IN_DOCKER if plan.container and plan.container.runtime == 'docker' else ''}"
+
+
+def cleared(before: str) -> bool:
+    """Whether no container of a holder that died is left: `kill -9` of a supervisor ends the client of its containers,
+    and they work on. All other processes of a supervisor die with it.
+    """
+    if not before.endswith(IN_DOCKER):
+        return True
+    mine = runtime.labels(before.removeprefix("run ").removesuffix(IN_DOCKER))
+    if found := _docker("ps", "--all", "--quiet", *mine).stdout.split():
+        _docker("rm", "--force", *found)
+    left = _docker("ps", "--all", "--quiet", *mine)
+    return left.returncode == 0 and not left.stdout.strip()
+
+
 def granted(pinned: Pinned) -> tuple[dict[str, str], str]:
     """The ulimits of the profile that this engine grants, and a note on those that it refuses.
 

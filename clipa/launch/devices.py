@@ -1,4 +1,6 @@
-"""The GPUs of this machine, and leases on them: one `flock` a GPU, which dies with its holder."""
+"""The GPUs of this machine, and leases on them: one `flock` a GPU, which dies with its holder. What a holder wrote into
+the file stays there unless it has ended in order: its containers may then have outlived it.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +9,9 @@ import fcntl
 import os
 import re
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 VISIBLE = "CLIPA_VISIBLE_DEVICES"
 """The submitter's CUDA_VISIBLE_DEVICES: submitit's LocalExecutor overwrites the original for its jobs."""
@@ -45,8 +47,22 @@ class Lease(NamedTuple):
     descriptors: tuple[int, ...]
 
 
-def try_lease(run_root: Path, candidates: Sequence[Gpu], count: int, holder: str) -> Lease | str:
-    """`count` of the candidate GPUs, all or none; a sentence that says who has them where they are not free."""
+Cleared: TypeAlias = Callable[[str], bool]
+"""Whether nothing of a holder that has died is on its GPUs any more, by what it wrote; it may see to that itself."""
+
+
+def try_lease(
+    run_root: Path, candidates: Sequence[Gpu], count: int, holder: str, cleared: Cleared = lambda _: True
+) -> Lease | str:
+    """`count` of the candidate GPUs, all or none; a sentence that says who has them where they are not free.
+
+    Args:
+        run_root: where the locks are.
+        candidates: the GPUs that may be used.
+        count: how many are needed.
+        holder: who asks, for the next one to read.
+        cleared: asked of each GPU's last holder where that has not released it.
+    """
     folder = run_root / ".leases"
     folder.mkdir(parents=True, exist_ok=True)
     taken: list[tuple[Gpu, int]] = []
@@ -62,12 +78,20 @@ def try_lease(run_root: Path, candidates: Sequence[Gpu], count: int, holder: str
             busy.append(f"GPU {gpu.number} is leased to {who}")
             os.close(descriptor)
             continue
+        before = os.pread(descriptor, 200, 0).decode(errors="replace").strip()
+        if before and not cleared(before):
+            busy.append(
+                f"GPU {gpu.number} was leased to {before}, which has died, and what it started may still be on it"
+            )
+            os.close(descriptor)
+            continue
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, holder.encode(), 0)
         taken.append((gpu, descriptor))
     if len(taken) == count:
         return Lease(tuple(gpu for gpu, _ in taken), tuple(descriptor for _, descriptor in taken))
     for _, descriptor in taken:
+        os.ftruncate(descriptor, 0)
         os.close(descriptor)
     return f"needs {count} of {len(candidates)} GPUs here: " + ("; ".join(busy) or "there are not as many")
 
@@ -79,4 +103,5 @@ def released_at_end(lease: Lease) -> Iterator[Lease]:
         yield lease
     finally:
         for descriptor in lease.descriptors:
+            os.ftruncate(descriptor, 0)
             os.close(descriptor)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from clipa.launch import runtime
+from clipa.launch import containers, devices, runtime
 from clipa.registry import events
 from clipa.registry.run_dir import RunDir
 from clipa.spec import plan as plans
@@ -227,3 +227,29 @@ def test_the_request_for_gpus_reaches_the_engine(engine: Engine, image: str) -> 
     done = subprocess.run(command.argv, env=env, capture_output=True, text=True, timeout=100, check=False)
     assert done.stdout.strip() == "GPU-11111111,GPU-22222222", done.stderr
     assert not engine.docker("ps", "--all", "--quiet", *runtime.labels("gpu-test"))
+
+
+def test_who_leases_a_gpu_after_a_killed_supervisor_finds_no_container_on_it(
+    project: Project, image: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lock of a killed supervisor is free, its container works on: it is removed, or the GPU counts as taken."""
+    gpus = [devices.Gpu(0, "x", "GPU-1")]
+    hold = (
+        "import os, signal; from pathlib import Path; from clipa.launch import devices;"
+        f"devices.try_lease(Path({str(tmp_path)!r}), [devices.Gpu(0, 'x', 'GPU-1')], 1, 'run old in docker');"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    subprocess.run([sys.executable, "-c", hold], check=False)
+    left = project.hang("old", image)
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/nobody.sock")
+    said = devices.try_lease(tmp_path, gpus, 1, "run new", containers.cleared)
+    assert "run old in docker, which has died" in str(said)
+    assert project.containers("old") == [left], "it could not be reached"
+    monkeypatch.setenv("DOCKER_HOST", project.engine.host)
+    lease = devices.try_lease(tmp_path, gpus, 1, "run new", containers.cleared)
+    assert isinstance(lease, devices.Lease)
+    assert project.containers("old") == []
+    with devices.released_at_end(lease):
+        assert "leased to run new" in str(devices.try_lease(tmp_path, gpus, 1, "x", containers.cleared))
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/nobody.sock")
+    assert isinstance(devices.try_lease(tmp_path, gpus, 1, "x", containers.cleared), devices.Lease), "ended in order"
