@@ -8,6 +8,7 @@ import contextlib
 import os
 from collections.abc import Iterable, Sequence
 
+from clipa.errors import LaunchError
 from clipa.launch import bad_nodes, scheduler, snapshot
 from clipa.launch.conclude import Doing, conclude, doing_of, write_end
 from clipa.launch.only_one import only_one
@@ -46,9 +47,19 @@ def submit(run: RunDir, plan: Plan, attempt: int, submission: int, after: str = 
     Raises:
         LaunchError: SLURM refused it.
     """
-    job = submit_slurm(batch_of(plan, run, attempt, submission, after))
+    job = _submit(batch_of(plan, run, attempt, submission, after))
     record(run, attempt, job)
     return job
+
+
+def _submit(batch: Batch) -> str:
+    """Off the nodes that failed their check; where SLURM has no others, on them: it may have been the network."""
+    try:
+        return submit_slurm(batch)
+    except LaunchError:
+        if not batch.avoid:
+            raise
+    return submit_slurm(batch._replace(avoid=()))
 
 
 def submit_array(plans: Sequence[Plan], members: Sequence[Member], array: str, after: str = "") -> str:
@@ -66,7 +77,7 @@ def submit_array(plans: Sequence[Plan], members: Sequence[Member], array: str, a
     first = members[0]
     batch = batch_of(plans[0], first.run, first.attempt, first.submission, after)
     lead = max(plan.limits.lead_s for plan in plans)
-    job = submit_slurm(batch._replace(array=array, members=tuple(members), lead_s=lead))
+    job = _submit(batch._replace(array=array, members=tuple(members), lead_s=lead))
     for member in members:
         record(member.run, member.attempt, f"{job}_{member.number}")
     return job

@@ -106,8 +106,9 @@ def submit_slurm(batch: sbatch.Batch) -> str:
             spare.set_timeout(batch.plan.limits.time_limit_minutes, 0)
             member.folder.mkdir(parents=True, exist_ok=True)
             spare.dump(member.folder / "task.pkl")
-            if batch.members:
-                (batch.folder / str(member.number)).symlink_to(os.path.relpath(member.folder, batch.folder))
+            link = batch.folder / str(member.number)
+            if batch.members and not link.is_symlink():
+                link.symlink_to(os.path.relpath(member.folder, batch.folder))
         with _only(job_environment(batch)):
             return str(executor.submit(task).job_id)
     except (OSError, FailedJobError, FailedSubmissionError) as error:
