@@ -48,6 +48,16 @@ def stage(
     _run("clipa.bench.stage", url, "--rounds", str(rounds), *(["--endpoint", endpoint] if endpoint else []))
 
 
+@app.command(epilog="Example: clipa bench submit --cluster slurm-dev")
+def submit(
+    recipe: Annotated[str, typer.Option("--recipe", help="A recipe's name or file.")] = "demo",
+    cluster: Annotated[str, typer.Option("--cluster", "-c", help="A profile of SLURM.")] = "slurm-dev",
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Counted rounds.")] = 8,
+) -> None:
+    """Submitting a pipeline to SLURM, beside a bare sbatch of the same scripts."""
+    _run("clipa.bench.submit", "--recipe", recipe, "--cluster", cluster, "--rounds", str(rounds))
+
+
 @app.command(epilog="Example: clipa bench train --vs open_clip")
 def train(
     recipe: Recipe = "",
