@@ -83,7 +83,10 @@ class TrainPhase(Struct, frozen=True, kw_only=True, tag_field="kind"):
     """One training phase. `batch` is global: it does not change with the number of processes.
 
     `loss`: `softmax` (InfoNCE over the global batch) or `sigmoid` (SigLIP). `micro_batch`: samples of one process that
-    pass the towers at once; 0: all. It changes memory, not the result.
+    pass the towers at once; 0: as many as the plan finds room for. It changes memory, not the result; neither do
+    `parallel` (`ddp`: every process holds the whole model; `fsdp`: each holds a part of its weights, gradients and
+    moments), `recompute` (the share of blocks whose activations are computed anew in the backward pass instead of
+    being kept, 0 to 1) and `compile` (`auto`: on GPUs). `deterministic`: bit-identical repeats on GPUs too, slower.
     """
 
     data: str
@@ -94,6 +97,10 @@ class TrainPhase(Struct, frozen=True, kw_only=True, tag_field="kind"):
     optim: Optim
     loss: Literal["softmax", "sigmoid"] = "softmax"
     micro_batch: int = 0
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    recompute: float = 0.0
+    compile: Literal["auto", "on", "off"] = "auto"
+    deterministic: bool = False
     positions: Literal["sincos2d", "learnable"] = "learnable"
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     checkpoint: Checkpoints = Checkpoints()
@@ -111,7 +118,8 @@ class TrainPhase(Struct, frozen=True, kw_only=True, tag_field="kind"):
             self.optim.warmup_samples <= self.samples,
             f"optim.warmup_samples {self.optim.warmup_samples} exceeds samples {self.samples}",
         )
-        require(self.micro_batch >= 0, f"micro_batch must be >= 0 (0: all at once), got {self.micro_batch}")
+        require(self.micro_batch >= 0, f"micro_batch must be >= 0 (0: as the plan finds room), got {self.micro_batch}")
+        require(0 <= self.recompute <= 1, f"recompute must be a share of the blocks, 0 to 1, got {self.recompute}")
         require(self.log_every_samples >= 0, f"log_every_samples must be >= 0, got {self.log_every_samples}")
 
 

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import torch
-from torch.nn.parallel import DistributedDataParallel
 
 from clipa.attempt.devices import Ranks, autocast, precision_of
 from clipa.data.augment import Colours
 from clipa.data.pipeline import Batch
 from clipa.model.clip import Clip
 from clipa.model.loss import LOSSES, ClipOutput
-from clipa.reduction.image import PatchSelection
+from clipa.reduction.image import PatchSelection, decoded_size
 from clipa.spec.card import card_of
 from clipa.spec.job import TrainPhase
 from clipa.spec.plan import Plan
+from clipa.train.feed import moved
 from clipa.train.finite import Finite
 from clipa.train.gradients import norms
 from clipa.train.metrics import StepOutcome
 from clipa.train.optim import lr_at, make_optimizer
+from clipa.train.parallel import fit_out, is_shared_out, put, spread, whole
 from clipa.train.passes import backward
 
 
@@ -35,16 +36,19 @@ class Learner:
         self.phase = plan.settings
         self.ranks = ranks
         self.precision = precision_of(self.phase.precision, ranks.device)
+        if self.phase.deterministic:
+            torch.use_deterministic_algorithms(True)
         torch.manual_seed(plan.seed)
-        card = card_of(plan)
-        model = Clip(plan.model, card.image_size, card.text_tokens, card.positions, card.loss)
-        self.model = model.to(ranks.device)
+        self.model = self._blank_model().to(ranks.device)
+        fit_out(self.model, self.phase, ranks.device)
+        self._parallel = spread(self.model, self.phase, ranks, self.precision)
         self.optimizer = make_optimizer(self.model, self.phase.optim, ranks.device)
         self.finite = Finite(ranks.device)
-        self._parallel = DistributedDataParallel(self.model) if ranks.world > 1 else self.model
         self._colours = Colours(self.phase.image, plan.seed, ranks.device)
         self._selection = PatchSelection(self.phase.image, plan.model.image.patch, plan.seed, ranks.device)
         self._loss = LOSSES[self.phase.loss]
+        if ranks.world > 1:
+            self._warm_up()
 
     def learn(self, batch: Batch, step: int) -> StepOutcome:
         """One optimizer step, number `step` of 0..steps-1: forward, loss, backward, step.
@@ -55,13 +59,45 @@ class Learner:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)
-        loss = backward(self._forward, self._parallel, self._on_device(batch), self._loss, self.phase.micro_batch)
+        loss = backward(
+            self._forward, self._parallel, moved(batch, self.ranks.device), self._loss, self.phase.micro_batch
+        )
         mean = self.ranks.total(loss.clone()) / self.ranks.world
         sizes = norms(self.model)
         self.optimizer.found_inf = self.finite.judge(mean, sizes.all, step)  # type: ignore[attr-defined]
         self.optimizer.step()
         self.model.clamp()
-        return StepOutcome(mean, sizes, lr, self.model.logit_scale.detach().exp())
+        return StepOutcome(mean, sizes, lr, whole(self.model.logit_scale.detach()).exp())
+
+    def unshared(self) -> Clip:
+        """The model with all its weights on this rank: itself, or a copy where they are shared out."""
+        if not is_shared_out(self.model):
+            return self.model
+        copy = self._blank_model().to(self.ranks.device)
+        put(copy, {name: whole(weight) for name, weight in self.model.state_dict().items()})
+        return copy
+
+    def _blank_model(self) -> Clip:
+        card = card_of(self.plan)
+        return Clip(self.plan.model, card.image_size, card.text_tokens, card.positions, card.loss)
+
+    def _warm_up(self) -> None:
+        """A step whose gradients are thrown away.
+
+        After its first backward pass DDP sorts its buckets anew, in the order in which gradients came. The order
+        within a bucket decides in which order three or more ranks are added up: a resumed run would differ from one
+        that went on in the last bit of its first step. So both have their first backward pass here.
+        """
+        share = self.phase.batch // self.ranks.world
+        rows = min(self.phase.micro_batch or share, share)
+        size = decoded_size(self.phase.image)
+        blank = Batch(
+            torch.zeros((rows, 3, size, size), dtype=torch.uint8),
+            torch.zeros((rows, self.phase.text.tokens), dtype=torch.int64),
+            torch.arange(rows),
+        )
+        backward(self._forward, self._parallel, moved(blank, self.ranks.device), self._loss, 0)
+        self.optimizer.zero_grad(set_to_none=True)
 
     def _forward(self, batch: Batch) -> ClipOutput:
         """Samples through the towers. Every random choice about one is a function of its position, so it can repeat."""
@@ -69,9 +105,3 @@ class Learner:
         with autocast(self.precision, self.ranks.device):
             output: ClipOutput = self._parallel(images, batch.tokens, kept)
         return output
-
-    def _on_device(self, batch: Batch) -> Batch:
-        images, tokens, positions = (
-            t.to(self.ranks.device, non_blocking=True) for t in (batch.images, batch.tokens, batch.positions)
-        )
-        return batch._replace(images=images, tokens=tokens, positions=positions)

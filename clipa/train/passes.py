@@ -24,7 +24,7 @@ def backward(
 ) -> torch.Tensor:
     """Add the gradients of the loss of a batch to the parameters; returns the loss.
 
-    Ranks exchange gradients once, in the last backward pass.
+    Under DDP ranks exchange gradients once, in the last backward pass; under FSDP2 in each.
 
     Args:
         forward: a batch through the towers; what it does to a sample depends on nothing but the sample, its position
@@ -88,4 +88,5 @@ def _hand_back(output: ClipOutput, whole: ClipOutput, rows: slice, is_last: bool
 
 
 def _alone(module: nn.Module) -> AbstractContextManager[None]:
+    # FSDP2 adds up shard by shard in every pass: the gradient of the whole model would be what it is there to avoid.
     return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()

@@ -17,8 +17,10 @@ from clipa.registry import events
 from clipa.spec.card import WEIGHTS_NAME, card_of
 from clipa.spec.job import TrainPhase
 from clipa.train import checkpoint
+from clipa.train.feed import feed
 from clipa.train.learner import Learner
 from clipa.train.metrics import Meter
+from clipa.train.parallel import put
 from clipa.train.poll import Poll, Word
 from clipa.train.yardstick import yardstick
 
@@ -83,7 +85,7 @@ class Trainer:
         self.pulse.at("waiting for the first batch")
         self.meter.restart_clock()
         began = time.monotonic()
-        for batch in batches:
+        for batch in feed(batches, self.ranks.device):
             self.meter.data_waited(time.monotonic() - began)
             yield batch
             began = time.monotonic()
@@ -100,7 +102,7 @@ class Trainer:
         if self.plan.init is not None:
             found = resolve(self.plan, self.plan.init)
             self._record_start(self.plan.init.ref, found)
-            self.learner.model.load(read_tensors(found.path / WEIGHTS_NAME))
+            put(self.learner.model, self.learner.model.fitted(read_tensors(found.path / WEIGHTS_NAME)))
         return 0
 
     def _record_start(self, ref: str, found: Found) -> None:
@@ -174,7 +176,7 @@ class Trainer:
             sizes = evaluate.sizes or (card.image_size,)
             digest = self._stored[1] if self._stored[0] == self.step else ""  # between checkpoints weights have none
             self.evaluator.score(
-                self.learner.model,
+                self.learner.unshared(),
                 card,
                 digest,
                 evaluate.sets,

@@ -101,7 +101,7 @@ def _bytes(run):
     return (run.step_dir(STEPS) / "model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("world", [1, 4])
 def test_killed_and_resumed_is_bit_for_bit_what_was_never_killed(make_run, world):
     straight, killed = make_run("straight", world), make_run("killed", world)
     codes, said = _finish(_start(straight, 1, world))
