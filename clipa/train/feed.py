@@ -19,7 +19,7 @@ def feed(batches: Iterator[Batch], device: torch.device) -> Iterator[Batch]:
         for batch in batches:
             yield moved(batch, device)
         return
-    stream = torch.cuda.Stream(device)
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     for batch in batches:
         with torch.cuda.stream(stream):
             sent = moved(batch, device)

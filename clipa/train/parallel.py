@@ -34,7 +34,7 @@ def fit_out(model: Clip, phase: TrainPhase, device: torch.device) -> None:
         recomputed = round(phase.recompute * len(tower))
         for number, block in enumerate(tower):
             if is_compiled or number < recomputed:
-                block.forward = _Forward(block, is_compiled, number < recomputed)  # type: ignore[method-assign]
+                block.forward = _Forward(block, is_compiled, number < recomputed)
 
 
 def spread(model: Clip, phase: TrainPhase, ranks: Ranks, precision: str) -> nn.Module:
