@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from clipa.reduction.draws import Purpose
 
 WINDOW = 65_536
-"""Samples that are shuffled together, at least: with 10,000 a shard, seven shards; small data sets entirely."""
+"""Samples that are shuffled together, at least, where a recipe does not say (`TrainPhase.shuffle_window`)."""
 
 
 def permutation(count: int, seed: int, purpose: Purpose, epoch: int = 0, window: int = 0) -> NDArray[np.int64]:
@@ -58,6 +58,13 @@ class Order:
             parts.append(part)
             start += len(part)
         return np.concatenate(parts)
+
+    def window(self, position: int) -> tuple[int, tuple[int, ...]]:
+        """The position at which the window that holds this one ends, and the shards that it is made of."""
+        epoch, offset = divmod(position, self.samples)
+        bounds, groups = self._shards_of(epoch)
+        at = int(np.searchsorted(bounds, offset, side="right")) - 1
+        return epoch * self.samples + int(bounds[at + 1]), tuple(groups[at].tolist())
 
     def replacement(self, position: int, tries: int) -> int:
         """The sample that stands in for an unusable one at a position, after `tries` unusable stand-ins.

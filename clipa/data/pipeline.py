@@ -55,7 +55,7 @@ class _TrainShare:
     def __init__(self, reader: Reader, phase: TrainPhase, words: str, seed: int, rank: int, world: int) -> None:
         self._reader = reader
         self._words = words
-        self._order = Order(reader.sizes(), seed)
+        self._order = Order(reader.sizes(), seed, phase.shuffle_window)
         self._image: ImageInput = phase.image
         self._size = decoded_size(phase.image)
         self._text = phase.text

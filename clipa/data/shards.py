@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import bisect
+import contextlib
 import os
+import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,6 +30,14 @@ _OPEN_SHARDS = 32
 _MAX_PART = 256 << 20
 """Bytes of one image, caption or label that are read at most: more is a broken shard, not a sample."""
 
+ALIVE, FAILED = ".alive", ".failed"
+"""Files of who brings shards while they are read: touched every second; why it has given up."""
+
+_SILENT_S = 60.0
+"""After so long without a sign of life nobody brings shards any more."""
+
+_LOOK_S = 0.05
+
 _COUNTED = {Part.CAPTION: "captioned", Part.LABEL: "labelled", Part.TARGET: "targeted"}
 
 
@@ -42,10 +52,14 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True)
 class ShardSet:
-    """The shards of one dataset on local disk, in manifest order, with what each one holds."""
+    """The shards of one dataset on local disk, in manifest order, with what each one holds.
+
+    `coming`: the folder that another process brings shards to, as they are needed (`clipa.data.streamer`).
+    """
 
     paths: tuple[Path, ...]
     counts: tuple[Counts, ...]
+    coming: Path | None = None
 
     @property
     def folder(self) -> str:
@@ -119,10 +133,44 @@ def open_shards(manifest: Manifest, folder: Path, seen: Callable[[], None] | Non
     return shards
 
 
+def open_coming(manifest: Manifest, folder: Path) -> ShardSet:
+    """The shards of a manifest that are brought while they are read; how many samples each has says the manifest.
+
+    Raises:
+        DataError: the manifest does not say it.
+    """
+    if manifest.samples is None:
+        raise DataError("the manifest does not say how many samples each shard has", where=manifest.url)
+    counts = tuple(
+        Counts(captioned=s.samples or 0, labelled=0, targeted=0, skipped=0, members={}) for s in manifest.shards
+    )
+    return ShardSet(tuple(folder / shard.name for shard in manifest.shards), counts, coming=folder)
+
+
+def _await(path: Path, folder: Path) -> None:
+    """Wait for a shard that is brought to a folder.
+
+    Raises:
+        StorageError: whoever brings it has given up, or gives no sign of life.
+    """
+    seen, since = 0, time.monotonic()
+    while not path.exists():
+        with contextlib.suppress(FileNotFoundError):
+            raise StorageError((folder / FAILED).read_text())
+        with contextlib.suppress(FileNotFoundError):
+            if (beat := (folder / ALIVE).stat().st_mtime_ns) != seen:
+                seen, since = beat, time.monotonic()
+        if time.monotonic() - since > _SILENT_S:
+            raise StorageError("the process that streams shards is gone", where=str(path))
+        time.sleep(_LOOK_S)
+
+
 class _Open:
     """One shard that is open in this process."""
 
-    def __init__(self, path: Path, part: Part) -> None:
+    def __init__(self, path: Path, part: Part, coming: Path | None) -> None:
+        if coming is not None:
+            _await(path, coming)
         self.index: ShardIndex = load_index(path)
         self.rows: NDArray[np.int64] = self.index.having(part)
         try:
@@ -194,7 +242,7 @@ class Reader:
         if at in self._open:
             self._open.move_to_end(at)
         else:
-            self._open[at] = _Open(self._shards.paths[at], self._part)
+            self._open[at] = _Open(self._shards.paths[at], self._part, self._shards.coming)
             if len(self._open) > _OPEN_SHARDS:
                 os.close(self._open.popitem(last=False)[1].descriptor)
         shard = self._open[at]

@@ -28,7 +28,7 @@ from clipa.spec.leave import leave
 from clipa.spec.load import LoadedRecipe
 from clipa.spec.plan import Data, EvalData, Limits, Plan, Weights, World
 from clipa.storage import manifest as manifests
-from clipa.storage.access import STREAMS, choose
+from clipa.storage.access import choose
 from clipa.storage.dataset import index
 from clipa.storage.manifest import Manifest
 from clipa.storage.vocabulary import find_vocabulary
@@ -246,6 +246,7 @@ class _Shelf:
         self.cluster = request.cluster.name
         self.cache_limit = int(request.cluster.cache_limit_gib * 2**30)
         self.manifests: dict[str, Manifest] = {}
+        self.notes: list[str] = []
         self._pinned: dict[str, Data] = {}
         self._sets: dict[str, dict[str, EvalData]] = {}
 
@@ -256,12 +257,16 @@ class _Shelf:
             manifest = index(source)
             self.manifests[manifest.digest] = manifest
             choice = choose(source, manifest.bytes, self.cache_limit)
-            if choice.access == "stream" and not STREAMS:
+            if choice.access == "stream" and manifest.samples is None:
                 raise ConfigError(
-                    f"the dataset would be streamed: {choice.why}",
+                    f"the dataset would be streamed ({choice.why}), and its manifest does not say how many samples "
+                    "each shard has",
                     where=where,
-                    allowed='access = "stage" in this version, and a cache that it fits (cache_limit_gib)',
+                    allowed='access = "stage", or counted shards',
+                    hint=f"clipa data index {word} --scan",
                 )
+            if source.access != "stage":
+                self.notes.append(f"{word} is {'streamed' if choice.access == 'stream' else 'staged'}: {choice.why}")
             self._pinned[word] = Data(
                 name=word,
                 source=source,

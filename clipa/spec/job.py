@@ -87,6 +87,8 @@ class TrainPhase(Struct, frozen=True, kw_only=True, tag_field="kind"):
     `parallel` (`ddp`: every process holds the whole model; `fsdp`: each holds a part of its weights, gradients and
     moments), `recompute` (the share of blocks whose activations are computed anew in the backward pass instead of
     being kept, 0 to 1) and `compile` (`auto`: on GPUs). `deterministic`: bit-identical repeats on GPUs too, slower.
+    `shuffle_window`: samples that are shuffled together, at least, in whole shards: with 10,000 a shard, seven shards;
+    small datasets entirely.
     """
 
     data: str
@@ -106,6 +108,7 @@ class TrainPhase(Struct, frozen=True, kw_only=True, tag_field="kind"):
     checkpoint: Checkpoints = Checkpoints()
     evaluate: Evaluate = Evaluate()
     log_every_samples: int = 0
+    shuffle_window: int = 65_536
 
     def __post_init__(self) -> None:
         require(bool(self.data), "data must name a dataset or a URL")
@@ -120,6 +123,7 @@ class TrainPhase(Struct, frozen=True, kw_only=True, tag_field="kind"):
         )
         require(self.micro_batch >= 0, f"micro_batch must be >= 0 (0: as the plan finds room), got {self.micro_batch}")
         require(0 <= self.recompute <= 1, f"recompute must be a share of the blocks, 0 to 1, got {self.recompute}")
+        require(self.shuffle_window >= 1, f"shuffle_window must be >= 1 sample, got {self.shuffle_window}")
         require(self.log_every_samples >= 0, f"log_every_samples must be >= 0, got {self.log_every_samples}")
 
 

@@ -9,9 +9,6 @@ import msgspec
 
 from clipa.spec.cluster import Dataset
 
-STREAMS = False
-"""Whether the loader can read a dataset from its store while training. Until it can, such a plan is refused."""
-
 
 def reached(url: str, bound: Mapping[str, Dataset]) -> Dataset:
     """A URL with the options of the bound dataset that lies in the same bucket and shares the longest beginning."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from clipa.attempt.devices import Ranks
 from clipa.attempt.process import RESUMABLE, Session
 from clipa.attempt.pulse import Pulse
 from clipa.attempt.weights import Found, read_tensors, resolve
-from clipa.data.pinned import open_pinned
-from clipa.data.pipeline import Batch, train_batches
+from clipa.data.pinned import open_pinned, streamed
+from clipa.data.pipeline import Batch, ShardSet, train_batches
 from clipa.errors import TrainError
 from clipa.eval.evaluator import Evaluator
 from clipa.registry import events
@@ -65,11 +65,19 @@ class Trainer:
     def _batches(self) -> Iterator[Batch]:
         """The batches that are left, with the time that each was waited for."""
         assert self.plan.data is not None
+        if self.plan.data.access == "stream":
+            self.pulse.at("waiting for the first shards", self.step)
+            meet = self.ranks.barrier
+            with streamed(self.session.run, self.plan, self.session.attempt, self.step, meet) as stream:
+                yield from self._batches_of(stream.shards, stream.tell)
+            return
         self.pulse.at("indexing the data", self.step)
         if self.ranks.is_first:
             open_pinned(self.session.run, self.plan, self.plan.data.manifest, self.pulse.beat)
         self.ranks.barrier()  # the first rank has written the shards' indices
-        shards = open_pinned(self.session.run, self.plan, self.plan.data.manifest)
+        yield from self._batches_of(open_pinned(self.session.run, self.plan, self.plan.data.manifest), lambda _: None)
+
+    def _batches_of(self, shards: ShardSet, tell: Callable[[int], None]) -> Iterator[Batch]:
         batches = train_batches(
             shards,
             self.phase,
@@ -88,6 +96,7 @@ class Trainer:
         for batch in feed(batches, self.ranks.device):
             self.meter.data_waited(time.monotonic() - began)
             yield batch
+            tell(self.step)
             began = time.monotonic()
 
     def _start(self) -> int:

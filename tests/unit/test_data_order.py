@@ -96,3 +96,15 @@ def test_a_replacement_is_far_from_its_batch() -> None:
 def test_no_samples_is_refused(sizes: list[int]) -> None:
     with pytest.raises(ValueError, match="sizes"):
         Order(sizes, 0)
+
+
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(any), st.integers(1, 60), st.integers(0, 400))
+def test_a_window_names_the_shards_that_its_positions_read(sizes: list[int], window: int, position: int) -> None:
+    order = Order(sizes, 3, window)
+    end, shards = order.window(position)
+    assert end > position
+    shard_of = np.repeat(np.arange(len(sizes)), sizes)
+    read = {int(shard_of[number]) for number in order.at(position, end)}
+    assert read <= set(shards)
+    assert sum(sizes[s] for s in shards) >= end - position
+    assert {int(shard_of[order.replacement(position, tries)]) for tries in range(9)} <= set(shards)

@@ -1,0 +1,206 @@
+"""`python -m clipa.data.streamer RUN_DIR ...`: brings the shards of the next windows, and removes those that are past.
+
+One process a node, started by its first rank, and dead with it: it reads on its standard input how many steps are
+done, and leaves at its end. Storage clients live here alone, in a process that never forks (see `clipa.storage.fast`).
+A shard gets its name when its bytes are verified and its index lies beside it, so a reader only waits for the name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import shutil
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from clipa.data.index import load_index, sidecar
+from clipa.data.order import Order
+from clipa.data.pinned import pinned_manifest
+from clipa.data.shards import ALIVE, FAILED
+from clipa.errors import ClipaError, DataError
+from clipa.registry.run_dir import RunDir, write_whole
+from clipa.spec import plan as plans
+from clipa.spec.job import TrainPhase
+from clipa.spec.plan import Plan
+from clipa.storage import fast
+from clipa.storage.fetch import fetch
+from clipa.storage.fill import Stopped
+from clipa.storage.manifest import Manifest, Shard
+from clipa.storage.store import Store
+
+_BEAT_S = 1.0
+_PATIENCE_S = 3.0
+_THREADS = 4
+"""Shards that are read at once: what lies in the next window is wanted in any order, the first windows first."""
+_LAG = 2
+"""Steps by which another rank of the node may be behind the one that tells: they meet in every step."""
+
+
+class _Window(NamedTuple):
+    """Shards that are shuffled together, and the positions in the stream at which they begin and end to be read."""
+
+    first: int
+    end: int
+    shards: tuple[int, ...]
+
+
+class Streamer:
+    """Keeps the windows around the trainer's step in a folder."""
+
+    def __init__(self, manifest: Manifest, store: Store, folder: Path, phase: TrainPhase, seed: int) -> None:
+        self._shards = manifest.shards
+        self._store, self._folder, self._batch = store, folder, phase.batch
+        self._order = Order([shard.samples or 0 for shard in manifest.shards], seed, phase.shuffle_window)
+        self._told = threading.Condition()
+        self._step = 0
+        self._leave = False
+
+    def tell(self, step: int) -> None:
+        """So many steps are done."""
+        with self._told:
+            self._step = step
+            self._told.notify()
+
+    def leave(self) -> None:
+        """Stop at the next piece that arrives."""
+        with self._told:
+            self._leave = True
+            self._told.notify()
+
+    def run(self, start: int, stop: int, ahead: int, limit: int) -> None:
+        """Bring what the steps start..stop-1 read.
+
+        Args:
+            start: the first step.
+            stop: the step after the last one.
+            ahead: steps that the loader's workers make before they are asked for.
+            limit: bytes to hold at most (0: two windows more than are needed now). What is needed now is always held.
+
+        Returns never.
+
+        Raises:
+            Stopped: it was asked to leave.
+            ClipaError: a shard cannot be had, or is not what the manifest says.
+        """
+        self.tell(start)
+        held: deque[_Window] = deque()
+        for window in self._windows(start * self._batch, stop * self._batch):
+            self._wait_for_room(held, window, ahead, limit)
+            with ThreadPoolExecutor(_THREADS) as pool:
+                list(pool.map(self._bring, (self._shards[number] for number in window.shards)))
+            held.append(window)
+        with self._told:
+            while not self._leave:
+                self._told.wait()
+        raise Stopped
+
+    def _windows(self, position: int, stop: int) -> Iterator[_Window]:
+        while position < stop:
+            end, shards = self._order.window(position)
+            yield _Window(position, end, shards)
+            position = end
+
+    def _wait_for_room(self, held: deque[_Window], window: _Window, ahead: int, limit: int) -> None:
+        with self._told:
+            while not self._leave:
+                while held and held[0].end <= (self._step - _LAG) * self._batch:
+                    self._remove(held.popleft(), [*held, window])
+                if window.first < (self._step + ahead + 1) * self._batch:
+                    return
+                numbers = {number for one in (*held, window) for number in one.shards}
+                fits = sum(self._shards[number].size for number in numbers) <= limit if limit else len(held) < 3
+                if fits:
+                    return
+                self._told.wait()
+        raise Stopped
+
+    def _remove(self, window: _Window, kept: list[_Window]) -> None:
+        for number in set(window.shards) - {number for one in kept for number in one.shards}:
+            path = self._folder / self._shards[number].name
+            path.unlink(missing_ok=True)
+            sidecar(path).unlink(missing_ok=True)
+
+    def _bring(self, shard: Shard) -> None:
+        final = self._folder / shard.name
+        if final.exists():
+            return
+        private = self._folder / ".coming" / shard.name
+        fetch(self._store, private, shard, (), self._arrived)
+        found = load_index(private).counts.captioned
+        if found != shard.samples:
+            raise DataError(
+                f"{found} samples have an image and a caption, the manifest says {shard.samples}",
+                where=f"{self._store.url}/{shard.name}",
+                hint="clipa data index URL --scan counts them; then submit a new run",
+            )
+        final.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(sidecar(private), sidecar(final))
+        os.replace(private, final)
+
+    def _arrived(self, _bytes: int) -> None:
+        if self._leave:
+            raise Stopped
+
+
+def _follow(streamer: Streamer) -> None:
+    for line in sys.stdin:
+        streamer.tell(int(line))
+    streamer.leave()
+    time.sleep(_PATIENCE_S)
+    os._exit(0)  # a store that hangs must not hold the node
+
+
+def _beat(path: Path) -> None:
+    with contextlib.suppress(OSError):  # the folder is removed at the end
+        while True:
+            path.touch()
+            time.sleep(_BEAT_S)
+
+
+def _in_thread(work: Callable[[], None]) -> None:
+    threading.Thread(target=work, daemon=True).start()
+
+
+def main() -> int:
+    """Entry of the module: the exit code."""
+    parser = argparse.ArgumentParser(prog="clipa.data.streamer", description="bring a run's shards as they are needed")
+    parser.add_argument("run_dir", type=Path)
+    parser.add_argument("folder", type=Path)
+    for name in ("--start", "--ahead"):
+        parser.add_argument(name, type=int, required=True)
+    arguments = parser.parse_args()
+    folder: Path = arguments.folder
+    try:
+        run = RunDir(arguments.run_dir)
+        plan: Plan = plans.decode(run.plan.read_bytes())
+        assert plan.data is not None
+        assert isinstance(plan.settings, TrainPhase)
+        shutil.rmtree(folder.parent, ignore_errors=True)  # what a killed attempt of this run left here
+        folder.mkdir(parents=True)
+        _in_thread(lambda: _beat(folder / ALIVE))
+        manifest = pinned_manifest(run, plan.data.manifest)
+        store = fast.open_store(plan.data.source)
+        streamer = Streamer(manifest, store, folder, plan.settings, plan.seed)
+        _in_thread(lambda: _follow(streamer))
+        print("ready", flush=True)
+        streamer.run(arguments.start, plan.steps, arguments.ahead, plan.cache_limit)
+    except Stopped:
+        shutil.rmtree(folder, ignore_errors=True)
+    except ClipaError as error:
+        print(error, file=sys.stderr, flush=True)
+        write_whole(folder / FAILED, str(error).encode())
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    os._exit(code)  # at once: threads that wait for a store that hangs would hold the process
