@@ -36,14 +36,13 @@ class Streamed(NamedTuple):
     """The shards of a streamed dataset, and the way to say how many steps are done (None: another rank says it)."""
 
     shards: ShardSet
-    told: IO[str] | None
+    told: IO[bytes] | None
 
     def tell(self, step: int) -> None:
         """So many steps are done: what they read may go, and the next may come."""
         if self.told is not None:
             with contextlib.suppress(BrokenPipeError):  # the reader of the next shard will hear why
-                self.told.write(f"{step}\n")
-                self.told.flush()
+                self.told.write(f"{step}\n".encode())
 
 
 @contextlib.contextmanager
@@ -66,16 +65,16 @@ def streamed(run: RunDir, plan: Plan, attempt: int, step: int, meet: Callable[[]
     ahead = _PREPARED * max(1, plan.world.loader_workers)
     argv = [sys.executable, "-m", "clipa.data.streamer", str(run.path), str(folder), "--start", str(step)]
     with contextlib.ExitStack() as stack:
-        told: IO[str] | None = None
+        told: IO[bytes] | None = None
         if os.environ.get("LOCAL_RANK", "0") == "0":
             process = stack.enter_context(
                 subprocess.Popen(
-                    [*argv, "--ahead", str(ahead)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+                    [*argv, "--ahead", str(ahead)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
                 )
             )  # its end waits for the process, which leaves when its standard input is closed
             told, said = process.stdin, process.stdout
             assert said is not None
-            if said.readline() != "ready\n":
+            if said.readline() != b"ready\n":
                 raise StorageError("the process that streams shards could not start", hint="see the log above")
         meet()
         yield Streamed(open_coming(pinned_manifest(run, plan.data.manifest), folder), told)
