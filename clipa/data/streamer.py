@@ -39,8 +39,10 @@ _BEAT_S = 1.0
 _PATIENCE_S = 3.0
 _THREADS = 4
 """Shards that are read at once: what lies in the next window is wanted in any order, the first windows first."""
-_LAG = 2
-"""Steps by which another rank of the node may be behind the one that tells: they meet in every step."""
+_LAG = 16
+"""Steps by which another rank of the node may be behind the one that tells: their devices meet in every step, and a
+device's queue holds few steps.
+"""
 
 
 class _Window(NamedTuple):
