@@ -81,8 +81,11 @@ class Work(NamedTuple):
 
     def plan(self, size: Size) -> Plan:
         """The plan of one process that trains this phase on `size.batch` samples a step."""
-        samples = STEPS * size.batch
-        phase = msgspec.structs.replace(self.phase, batch=size.batch, micro_batch=size.at_once, samples=samples)
+        samples, warmup = STEPS * size.batch, steps_of(self.phase.optim.warmup_samples, self.phase.batch)
+        optim = msgspec.structs.replace(self.phase.optim, warmup_samples=min(warmup, STEPS) * size.batch)
+        phase = msgspec.structs.replace(
+            self.phase, batch=size.batch, micro_batch=size.at_once, samples=samples, optim=optim
+        )
         return Plan(
             run="bench",
             group="bench",
@@ -101,7 +104,7 @@ class Work(NamedTuple):
             cache=os.curdir,
             seed=self.recipe.seed,
             steps=steps_of(samples, size.batch),
-            warmup_steps=steps_of(self.phase.optim.warmup_samples, self.phase.batch),
+            warmup_steps=min(warmup, STEPS),
         )
 
 

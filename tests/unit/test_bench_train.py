@@ -34,7 +34,10 @@ from clipa.errors import ConfigError, InputError, MissingPart
 from clipa.registry import calibration
 from clipa.registry.calibration import Calibration
 from clipa.spec.budget import train_budget
+from clipa.spec.catalog import find_recipe, recipes
 from clipa.spec.hardware import GPUS, share_of_peak
+from clipa.spec.job import Eval
+from clipa.spec.load import load_recipe
 
 CPU = torch.device("cpu")
 QUICK = Budget(0.0, 1)
@@ -99,6 +102,15 @@ def test_open_clip_computes_the_same_loss_from_the_same_weights_and_learns_as_we
 def _still_rate(work: Work) -> object:
     """A rate that neither schedule moves, with open_clip's own momentum."""
     return msgspec.structs.replace(work.phase.optim, lr=1e-4, warmup_samples=0, beta2=0.98, eps=1e-6)
+
+
+@pytest.mark.parametrize("recipe", sorted(recipes()))
+def test_every_phase_of_every_recipe_has_a_plan_at_any_batch(recipe: str) -> None:
+    for name, phase in load_recipe(find_recipe(recipe)).recipe.phases.items():
+        if not isinstance(phase, Eval):
+            plan = work_of(recipe, name, (), CPU).plan(Size(2))
+            assert plan.warmup_steps == pytest.approx(phase.optim.warmup_samples / phase.batch, abs=1)
+            assert plan.steps >= 1_000_000
 
 
 def test_a_case_beside_open_clip(work: Work) -> None:
