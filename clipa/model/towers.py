@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from clipa.errors import MissingPart
+from clipa.model.attention import SelfAttention, attend, heads_of, joined
 from clipa.model.posembed import grid_of, resize_image, resize_text, sincos2d
 from clipa.model.torchvision_guard import import_torchvision
 from clipa.reduction.image import gather_patches
@@ -63,6 +64,8 @@ class ImageEncoder(nn.Module):
             norm_layer=partial(nn.LayerNorm, eps=family.eps),
             act_layer=partial(_gelu, family),
         )
+        for block in self.trunk.blocks:
+            block.attn = SelfAttention(block.attn.qkv, block.attn.proj, tower.heads)
         if not family.norm_pre:
             self.trunk.norm_pre = nn.Identity()
         self.trunk.head = nn.Linear(tower.width, embed_dim, bias=False)
@@ -188,10 +191,8 @@ class _Block(nn.Module):
         self.fc_2 = nn.Linear(mlp, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        b, n, width = x.shape
-        q, k, v = self.qkv(self.ln_1(x)).view(b, n, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        attended = functional.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
-        x = x + self.proj(attended.transpose(1, 2).reshape(b, n, width))
+        attended = attend(*heads_of(self.qkv(self.ln_1(x)), self.heads), causal=self.causal)
+        x = x + self.proj(joined(attended))
         mixed: torch.Tensor = x + self.fc_2(self.act(self.fc_1(self.ln_2(x))))
         return mixed
 
