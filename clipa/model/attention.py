@@ -25,7 +25,7 @@ def _by_products(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool
         n = q.shape[-2]
         later = torch.ones(n, n, dtype=torch.bool, device=q.device).triu(1)
         scores = scores.masked_fill(later, float("-inf"))
-    return scores.softmax(dim=-1) @ v
+    return torch.matmul(scores.softmax(dim=-1), v)
 
 
 def heads_of(qkv: torch.Tensor, heads: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
