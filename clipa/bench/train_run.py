@@ -20,7 +20,8 @@ from clipa.data.pipeline import Batch
 from clipa.errors import TrainError
 from clipa.registry import calibration
 from clipa.registry.calibration import Calibration
-from clipa.spec.hardware import share_of_peak
+from clipa.train.learner import Learner
+from clipa.train.yardstick import Yardstick
 
 OWN = "clipa"
 
@@ -88,9 +89,11 @@ def _timed(work: Work, size: Size, ask: Ask) -> tuple[dict[str, Timed], dict[str
     batches = train_case.made_batches(work, size)
     how: dict[str, str] = {}
     start: dict[str, torch.Tensor] = {}
+    learners: list[Learner] = []
 
     def own() -> Contender:
         side, learner = train_sides.ours(work, size, batches, OWN)
+        learners.append(learner)
         how[side.name] = side.how
         if ask.rivals:
             start.update({name: value.to("cpu", copy=True) for name, value in learner.model.state_dict().items()})
@@ -109,7 +112,14 @@ def _timed(work: Work, size: Size, ask: Ask) -> tuple[dict[str, Timed], dict[str
     ask.tell(
         f"{case.recipe} {case.phase}: {size.batch:,} samples a step, {len(makers)} side(s), {ask.budget.seconds:.0f} s"
     )
-    return train_windows.measure(makers, size.batch, work.device, ask.budget), how, batches
+    timed = train_windows.measure(makers, size.batch, work.device, ask.budget)
+    if bad := learners[0].finite.read():
+        raise TrainError(
+            f"step {bad} was not finite, and no step after it was applied: their time means nothing",
+            where=f"{case.recipe} {case.phase}",
+            hint=f"--set phases.{case.phase}.optim.lr=1e-5",
+        )
+    return timed, how, batches
 
 
 def _side(name: str, how: str, found: Timed, flops: int, size: Size, ask: Ask) -> Side:
@@ -120,7 +130,7 @@ def _side(name: str, how: str, found: Timed, flops: int, size: Size, ask: Ask) -
         samples_per_s=rate,
         step_ms=1000 * size.batch / rate.median,
         tflops=rate.median * flops / 1e12,
-        mfu=share_of_peak(rate.median, flops, ask.peak),
+        mfu=Yardstick(flops, 1, ask.peak * 1e12 if ask.peak else None).mfu(rate.median),
         memory_bytes=found.memory_bytes,
         first_loss=found.first_loss,
         warm_s=found.warm_s,

@@ -45,11 +45,6 @@ def gpu_named(name: str) -> Gpu | None:
     return next((GPUS[model] for model in found), None)
 
 
-def share_of_peak(samples_per_s: float, flops_per_sample: float, peak_tflops: float | None) -> float | None:
-    """MFU: the share of a device's peak (1e12 FLOP/s) that the model's FLOPs take; None where no peak is known."""
-    return samples_per_s * flops_per_sample / (peak_tflops * 1e12) if peak_tflops else None
-
-
 def gpu_of(cluster: Cluster) -> Gpu | None:
     """The GPU that a profile names; None when it names none.
 

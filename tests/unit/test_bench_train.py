@@ -30,12 +30,12 @@ from clipa.bench.train_sides import DEFAULTS, SAME, Contender
 from clipa.bench.train_windows import Budget
 from clipa.cli.main import app
 from clipa.data import demo
-from clipa.errors import ConfigError, InputError, MissingPart
+from clipa.errors import ConfigError, InputError, MissingPart, TrainError
 from clipa.registry import calibration
 from clipa.registry.calibration import Calibration
 from clipa.spec.budget import train_budget
 from clipa.spec.catalog import find_recipe, recipes
-from clipa.spec.hardware import GPUS, share_of_peak
+from clipa.spec.hardware import GPUS
 from clipa.spec.job import Eval
 from clipa.spec.load import load_recipe
 
@@ -352,9 +352,10 @@ def test_a_model_that_open_clip_cannot_compute_is_refused() -> None:
         train_sides.theirs(work, Size(4), batches, DEFAULTS, dict(learner.model.state_dict()))
 
 
-def test_the_share_of_the_peak() -> None:
-    assert share_of_peak(1000.0, 2e9, 4.0) == 0.5
-    assert share_of_peak(1000.0, 2e9, None) is None
+def test_steps_that_were_not_applied_are_no_measurement() -> None:
+    work = work_of("demo", "", (*TINY, "phases.pretrain.image.std=[1e-44,1e-44,1e-44]"), CPU)  # pixels are infinite
+    with pytest.raises(TrainError, match="step 1 was not finite"):
+        train_run.measure(work, Size(8), Ask(QUICK))
 
 
 def test_a_dataset_that_is_bound_to_a_store_is_not_measured_here(
