@@ -12,6 +12,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from clipa.bench.train_windows import WARM_STEPS, settle
+from clipa.train import learner as learners
 from clipa.train.learner import Learner
 
 STEPS = 3
@@ -71,19 +72,21 @@ def named(learner: Learner) -> Iterator[None]:
     handles: list[torch.utils.hooks.RemovableHandle] = []
     for name, module in _parts(learner.model):
         handles += _hooked(module, name)
-    before = {name: getattr(learner, name) for name in _CALLS}
-    for name, region in _CALLS.items():
-        setattr(learner, name, _recorded(before[name], region))
+    places: list[tuple[Any, str, str]] = [(learner, name, region) for name, region in _CALLS.items()]
+    places.append((learners, "moved", "copy to the device"))
+    before = [getattr(owner, name) for owner, name, _ in places]
+    for (owner, name, region), call in zip(places, before, strict=True):
+        setattr(owner, name, _recorded(call, region))
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
-        for name, call in before.items():
-            setattr(learner, name, call)
+        for (owner, name, _), call in zip(places, before, strict=True):
+            setattr(owner, name, call)
 
 
-_CALLS = {"_on_device": "copy to the device", "_colours": "colours", "_selection": "choice of patches", "_loss": "loss"}
+_CALLS = {"_colours": "colours", "_selection": "choice of patches", "_loss": "loss"}
 """The learner's own calls that are named."""
 
 

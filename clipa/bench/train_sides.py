@@ -57,7 +57,10 @@ def ours(work: Work, size: Size, batches: list[Batch], name: str = "clipa") -> t
         outcome = learner.learn(batches[number % len(batches)], number)
         return torch.as_tensor(outcome.loss)
 
-    return Contender(name, learner.precision, step), learner
+    phase = learner.phase
+    is_compiled = phase.compile == "on" or (phase.compile == "auto" and work.device.type == "cuda")
+    more = (["compiled"] if is_compiled else []) + ([f"recomputed {phase.recompute:.0%}"] if phase.recompute else [])
+    return Contender(name, ", ".join([learner.precision, *more]), step), learner
 
 
 class _OpenClip(NamedTuple):

@@ -38,6 +38,7 @@ from clipa.spec.catalog import find_recipe, recipes
 from clipa.spec.hardware import GPUS
 from clipa.spec.job import Eval
 from clipa.spec.load import load_recipe
+from clipa.train import learner as learners
 
 CPU = torch.device("cpu")
 QUICK = Budget(0.0, 1)
@@ -290,10 +291,12 @@ def test_the_profile_has_a_trace_and_names_the_regions(tmp_path: Path, capsys: p
 
 def test_regions_are_named_only_while_they_are_recorded(work: Work) -> None:
     learner = train_sides.ours(work, Size(4), made_batches(work, Size(4)))[1]
-    before = learner._colours
+    before, moved = learner._colours, learners.moved
     with train_profile.named(learner):
         assert learner._colours is not before
+        assert learners.moved is not moved
     assert learner._colours is before
+    assert learners.moved is moved
     assert not learner.model.image._forward_hooks
 
 
