@@ -42,6 +42,7 @@ def _python(field: Field, cases: str) -> str:
     return f'python = "{path}"'
 
 
+@pytest.mark.long
 def test_a_node_that_cannot_reduce_is_named(field: Field) -> None:
     """The network interface of one of two nodes is not there at first: found before anything is trained. There is no
     third node: SLURM refuses a job that keeps off this one, and so the job comes back to it.

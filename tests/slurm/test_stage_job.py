@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from clipa.registry import events
 from tests.slurm.field import Field, states, until
 
@@ -24,6 +26,7 @@ def test_the_first_phase_waits_for_the_data(field: Field) -> None:
     assert not field.said(runs[0], events.Spawned), "no process that trains"
 
 
+@pytest.mark.long
 def test_where_the_data_are_not_to_be_had_nothing_waits_for_ever(field: Field) -> None:
     field.profile(table=f"{TABLE}\ndirectives = {{ hold = true }}")
     runs = field.submit("pipeline")

@@ -78,6 +78,7 @@ def test_four_points_of_two_phases_two_at_once(field: Field) -> None:
     _at_once_and_killed(field, "5e-3,4e-3,3e-3,2e-3", 2)
 
 
+@pytest.mark.long
 def test_cancel_and_resume_of_elements(field: Field) -> None:
     runs = _sweep(field, "5e-3,4e-3", "--at-once", "1", "--set", LONG)
     one, two = runs["pretrain"]
