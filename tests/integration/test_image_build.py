@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -82,6 +83,28 @@ def test_a_vocabulary_is_looked_for_in_the_image(engine: Engine, image: str, tmp
     assert found.strip() == "/opt/words/vocab.txt"
     assert "vocab.txt" in engine.docker(
         "run", "--rm", "--network=none", "--entrypoint", "cat", image, "/opt/words/README.md"
+    )
+
+
+@pytest.mark.long
+def test_buildkit_makes_it_too(engine: Engine, wheels: str) -> None:
+    """The SDK drives the classic builder alone; who types `docker build` has BuildKit today."""
+    here = {"x86_64": "linux/amd64", "aarch64": "linux/arm64"}[platform.machine()]
+    arguments = {"BASE_IMAGE": engine.base, "VARIANT": "cpu", "PIP_FIND_LINKS": wheels}
+    words = ["build", "--platform", here, "--network", "host", "--file", str(ROOT / "docker" / "Dockerfile")]
+    words += [word for name, value in arguments.items() for word in ("--build-arg", f"{name}={value}")]
+    words += ["--tag", "clipa-test/buildkit", str(ROOT)]
+    env = {**engine.environment, "DOCKER_BUILDKIT": "1"}
+    clients = dict.fromkeys(filter(None, [shutil.which("docker"), shutil.which("docker", path="/usr/bin")]))
+    for client in clients:
+        done = subprocess.run([client, *words], env=env, capture_output=True, text=True, check=False)
+        if "buildx component is missing" not in done.stderr:
+            break
+    else:
+        pytest.skip("no docker client with BuildKit: " + ", ".join(clients))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "ok    training part installed" in engine.docker(
+        "run", "--rm", "--network", "none", "clipa-test/buildkit", "doctor"
     )
 
 
