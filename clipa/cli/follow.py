@@ -19,6 +19,8 @@ from clipa.registry.state import RunStatus, State
 
 TICK_S = 0.5
 LINE_S = 10.0
+SAME_S = 60.0
+"""Seconds after which a line is said again though nothing in it has changed."""
 
 
 def follow(runs: Sequence[str], root: Path, quiet: bool = False, holds: bool = False) -> int:
@@ -38,7 +40,7 @@ def follow(runs: Sequence[str], root: Path, quiet: bool = False, holds: bool = F
         show.json(list(found))
     else:
         show.results(found)
-    for line in show.reasons(s for s in found if s.state is not State.DONE):
+    for line in show.reasons(found):
         show.note(line)
     done = all(s.state is State.DONE for s in found)
     return 0 if done else 128 + asked[0] if asked else 1
@@ -80,7 +82,7 @@ def _live(runs: Sequence[str], root: Path) -> list[RunStatus]:
 
 
 def _view(found: Sequence[RunStatus]) -> Group:
-    parts = [Text(line) for line in show.reasons(s for s in found if s.why)]
+    parts = [Text(line) for line in show.reasons(found)]
     bars = [Text(_bar(s)) for s in found if s.state is State.RUNNING and s.steps]
     return Group(show.statuses(found), *bars, *parts)
 
@@ -91,15 +93,16 @@ def _bar(s: RunStatus, width: int = 50) -> str:
 
 
 def _lines(runs: Sequence[str], root: Path, quiet: bool) -> list[RunStatus]:
-    said: dict[str, tuple[State, float]] = {}
+    said: dict[str, tuple[State, float, str]] = {}
     while True:
         found = _states(runs, root)
         for s in found:
-            before, when = said.get(s.run, (None, 0.0))
-            if before is not s.state or (s.state is State.RUNNING and time.monotonic() - when > LINE_S):
-                said[s.run] = (s.state, time.monotonic())
+            before, when, last = said.get(s.run, (None, 0.0, ""))
+            line, age = _line(s), time.monotonic() - when
+            if before is not s.state or (s.state is State.RUNNING and age > (SAME_S if line == last else LINE_S)):
+                said[s.run] = (s.state, time.monotonic(), line)
                 if not quiet:
-                    print(_line(s), flush=True)
+                    print(line, flush=True)
         if _over(found):
             return found
         time.sleep(TICK_S)

@@ -22,7 +22,10 @@ def register(app: typer.Typer) -> None:
 
 
 def plan(
-    recipe: Annotated[str, typer.Argument(help="A recipe's name or file.", autocompletion=words.complete_recipe)],
+    recipe: Annotated[
+        str | None,
+        typer.Argument(help="A recipe's name or file.", autocompletion=words.complete_recipe, show_default=False),
+    ] = None,
     cluster: Annotated[
         str | None,
         typer.Option("--cluster", "-c", help="A profile's name or file.", autocompletion=words.complete_cluster),
@@ -47,7 +50,7 @@ def plan(
     from clipa.spec import points as reported
     from clipa.spec.load import load_recipe
 
-    loaded = load_recipe(catalog.find_recipe(recipe), set_ or [])
+    loaded = load_recipe(catalog.find_recipe(recipe or catalog.defaults(Path.cwd()).recipe), set_ or [])
     if points:
         found = reported.points(loaded)
         priced = [(point, _cost(point.loaded, cluster, mfu)) for point in found]

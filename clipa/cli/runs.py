@@ -75,16 +75,21 @@ def _watch(runs: list[str]) -> None:
 
     from clipa.cli import show
 
+    out = show.console()
     try:
-        with Live(console=show.console(), refresh_per_second=4) as live:
+        with Live(console=out, refresh_per_second=4) as live:
             while True:
                 found = [s for s in words.everything().statuses if s.run in runs]
                 live.update(show.statuses(found))
                 if not any(s.state.is_live for s in found):
-                    return
+                    break
                 time.sleep(1.0)
     except KeyboardInterrupt:
         return
+    if not out.is_terminal:
+        print()  # Live leaves the last line of a file without its end
+    for line in show.reasons(found):
+        show.note(line)
 
 
 def logs(
@@ -92,13 +97,12 @@ def logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as the log grows.")] = False,
     lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="How many lines of the end.")] = 100,
 ) -> None:
-    """The log of a run's newest attempt."""
-    from clipa.cli.tail import tail
+    """The log of a run's newest attempt; of several phases, of the one that is at work, failed or ended last."""
+    from clipa.cli.tail import tail, telling
 
-    scan = words.everything()
-    chosen = words.chosen([run], scan.statuses)
-    live = [s for s in chosen if s.state.is_live and s.attempt] or chosen
-    tail(Path(live[0].root) / live[0].run, lines, follow)
+    chosen = words.chosen([run], words.everything().statuses)
+    first = telling(chosen)
+    tail([Path(s.root) / s.run for s in chosen[chosen.index(first) :]], lines, follow)
 
 
 def cancel(runs: SomeRuns, json: Json = False) -> None:
@@ -114,7 +118,13 @@ def cancel(runs: SomeRuns, json: Json = False) -> None:
         show.console().print(show.statuses(after))
 
 
-def resume(runs: SomeRuns, json: Json = False) -> None:
+def resume(
+    runs: SomeRuns,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Follow the work; Ctrl-C stops following, not the work.")
+    ] = False,
+    json: Json = False,
+) -> None:
     """Start the next attempt of runs that are neither DONE nor live, and of the phases behind them."""
     from clipa.cli import show
     from clipa.launch import container, control
@@ -130,10 +140,10 @@ def resume(runs: SomeRuns, json: Json = False) -> None:
         show.note(f"resumed; {show.ends(holds)}")
         for s in resumed:
             print(s.run)
-    if holds:
+    if wait or holds:
         from clipa.cli.follow import follow
 
-        raise typer.Exit(follow([s.run for s in resumed], Path(resumed[0].root), quiet=json, holds=True))
+        raise typer.Exit(follow([s.run for s in resumed], Path(resumed[0].root), quiet=json, holds=holds))
 
 
 def wait(runs: SomeRuns, json: Json = False) -> None:
@@ -173,7 +183,8 @@ def show_(runs: SomeRuns, json: Json = False) -> None:
     for s in found:
         facts = scan.facts[s.run]
         print(show.plan_text([facts.plan]))
-        print(f"  state {s.state.value}, attempt {s.attempt}, {s.step}/{s.steps} steps, {s.samples:,} samples")
+        steps = f", {s.step}/{s.steps} steps, {s.samples:,} samples" if s.steps else ""
+        print(f"  state {s.state.value}, attempt {s.attempt}{steps}")
         print(f"  {facts.params:,} parameters on {facts.device}" if facts.params else "  no trainer has begun yet")
         if facts.last_step is not None:
             for line in show.rates(facts.last_step, "GPU" if facts.plan.world.gpus else "process"):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from clipa.registry.state import State
 from clipa.spec.evalset import label
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ STYLES = {
     "UNKNOWN": "yellow",
 }
 WIDE = 160
+NAMES = 80
+"""The narrowest console, in columns, that shows the name of a run beside its id."""
 
 
 def console() -> Console:
@@ -52,7 +55,7 @@ def json(value: object) -> None:
 
 _COLUMNS: tuple[tuple[str, bool, int, Callable[[RunStatus], str]], ...] = (
     # title, left-justified, narrowest console that shows it, cell
-    ("run", True, 0, lambda s: f"{s.run} ({s.name})" if s.name else s.run),
+    ("run", True, 0, lambda s: f"{s.run} ({s.name})" if s.name and console().width >= NAMES else s.run),
     ("state", True, 0, lambda s: f"[{STYLES[s.state.value]}]{s.state.value}[/]"),
     ("att", False, 100, lambda s: str(s.attempt)),
     ("step", False, 90, lambda s: f"{s.step}/{s.steps}" if s.steps else "-"),
@@ -79,10 +82,24 @@ def statuses(found: Sequence[RunStatus]) -> Table:
     return table
 
 
-def reasons(found: Iterable[RunStatus]) -> list[str]:
-    """For every run that is not simply on its way: why, and what to do."""
+_BEHIND = {
+    State.QUEUED: {State.QUEUED, State.WAITING, State.STAGING, State.RUNNING},
+    State.BLOCKED: {State.BLOCKED, State.FAILED, State.CANCELLED, State.INTERRUPTED},
+    State.CANCELLED: {State.CANCELLED},
+}
+"""The states of a phase that follow from these of the phase before it."""
+
+
+def reasons(found: Sequence[RunStatus]) -> list[str]:
+    """For every run that is not simply on its way: why, and what to do.
+
+    A phase that only shares the fate of the one before it, which is among `found`, is passed over.
+    """
     lines = []
+    known = {s.run: s.state for s in found}
     for s in found:
+        if s.state in _BEHIND and known.get(s.parent) in _BEHIND[s.state]:
+            continue
         if s.why and s.state.value != "DONE":
             first, *rest = s.why.splitlines() or [""]
             lines.append(f"{s.run}: {f'[{s.cause}] ' if s.cause else ''}{first}")
@@ -93,10 +110,15 @@ def reasons(found: Iterable[RunStatus]) -> list[str]:
 
 
 def score(s: RunStatus) -> str:
-    """The newest score in a few characters."""
+    """The newest score in a few characters; at the size the phase trained at, where it was scored at several."""
     if not s.scores:
         return "-"
-    last = s.scores[-1]
+    newest = _last_scores(s) or s.scores
+    last = [x for x in newest if x.size == s.image_size][-1:] or newest[-1:]
+    return _score(last[0])
+
+
+def _score(last: Score) -> str:
     return f"{last.set} {label(last.metric)} {last.value:.1f}% @{last.size}"
 
 
@@ -193,6 +215,20 @@ def submitted(submission: Submission, as_json: bool, holds: bool = False) -> Non
 
 def results(found: Sequence[RunStatus]) -> None:
     """What a group of runs came to: phase, tokens, samples, speed, scores, and where everything lies."""
+    if any(s.samples or s.scores for s in found):
+        _results(found)
+    out = console()
+    out.print("run directories:", highlight=False)
+    for s in found:
+        out.print(f"  {s.root}/{s.run}", highlight=False, soft_wrap=True)
+    if not all(s.state.value == "DONE" for s in found):
+        return  # what is wrong, and its command, is said behind this
+    out.print("try next:", highlight=False)
+    for command in (f"clipa runs show {found[-1].run}", f"clipa logs {found[0].run}", "clipa plan demo"):
+        out.print(f"  {command}", highlight=False, soft_wrap=True)
+
+
+def _results(found: Sequence[RunStatus]) -> None:
     table = Table(title="results", title_style="bold", header_style="bold")
     for title in ("phase", "image tokens", "text tokens", "samples", "images/s", "zero-shot"):
         table.add_column(title, justify="left" if title in ("phase", "zero-shot") else "right")
@@ -209,15 +245,7 @@ def results(found: Sequence[RunStatus]) -> None:
             _number(s.samples_per_s, ",.0f"),
             scores or "-",
         )
-    out = console()
-    out.print(table)
-    out.print("run directories:", highlight=False)
-    for s in found:
-        out.print(f"  {s.root}/{s.run}", highlight=False, soft_wrap=True)
-    last = found[-1].run
-    out.print("try next:", highlight=False)
-    for command in (f"clipa runs show {last}", f"clipa logs {found[0].run}", "clipa plan demo"):
-        out.print(f"  {command}", highlight=False, soft_wrap=True)
+    console().print(table)
 
 
 def _last_scores(s: RunStatus) -> list[Score]:

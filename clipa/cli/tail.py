@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from clipa.cli import show
@@ -11,15 +12,35 @@ from clipa.errors import InputError
 from clipa.launch.children import last_lines
 from clipa.launch.look import look
 from clipa.registry.run_dir import RunDir
+from clipa.registry.state import RunStatus, State
 
 
-def tail(path: Path, lines: int, follow: bool) -> None:
-    """Print the last lines of the newest attempt's log; with `follow`, go on until the run is over."""
-    run = RunDir(path)
+def telling(phases: Sequence[RunStatus]) -> RunStatus:
+    """Of the phases of a pipeline the one whose log says most: at work, else failed, else the last that has a log."""
+    begun = [s for s in phases if _newest(RunDir(Path(s.root) / s.run))]
+    for wanted in ({State.RUNNING, State.STAGING}, {State.FAILED}):
+        if found := [s for s in begun if s.state in wanted]:
+            return found[0]
+    waiting = [s for s in phases if s.state.is_live]
+    return waiting[0] if waiting else begun[-1] if begun else phases[0]
+
+
+def tail(paths: Sequence[Path], lines: int, follow: bool) -> None:
+    """Print the last lines of the newest attempt's log of the first run; with `follow`, go on until all are over."""
+    try:
+        for number, path in enumerate(paths if follow else paths[:1]):
+            _tail(RunDir(path), lines, follow, later=number > 0)
+    except KeyboardInterrupt:
+        return
+
+
+def _tail(run: RunDir, lines: int, follow: bool, later: bool) -> None:
     log = _newest(run)
     while log is None and follow and _is_live(run):
         time.sleep(0.2)
         log = _newest(run)
+    if log is None and later:
+        return
     if log is None:
         raise InputError("no log yet", where=run.id, hint=f"clipa status {run.id}")
     show.note(f"{log}")
@@ -29,10 +50,7 @@ def tail(path: Path, lines: int, follow: bool) -> None:
     for line in last_lines(error, 20):
         print(line, file=sys.stderr)
     if follow:
-        try:
-            _follow(run, log)
-        except KeyboardInterrupt:
-            return
+        _follow(run, log)
 
 
 def _newest(run: RunDir) -> Path | None:

@@ -91,10 +91,16 @@ def end_processes(processes: Sequence[tuple[int, int]], patience: float) -> bool
 
 def last_lines(path: Path, count: int = 5) -> list[str]:
     """The last non-empty lines of a log."""
+    window = 8192
     try:
         with open(path, "rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - 8192))
-            text = file.read().decode(errors="replace")
+            size = os.fstat(file.fileno()).st_size
+            while True:
+                file.seek(max(0, size - window))
+                lines = file.read().decode(errors="replace").splitlines()
+                found = [line for line in lines[window < size :] if line.strip()]  # without one that is cut
+                if len(found) >= count or window >= size:
+                    return found[-count:]
+                window *= 4
     except OSError:
         return []
-    return [line for line in text.splitlines() if line.strip()][-count:]

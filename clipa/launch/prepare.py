@@ -25,7 +25,7 @@ from clipa.spec.cluster import Cluster, Dataset
 from clipa.spec.evalset import EvalSet
 from clipa.spec.job import Eval, Phase, Recipe, TrainPhase
 from clipa.spec.leave import leave
-from clipa.spec.load import LoadedRecipe
+from clipa.spec.load import LoadedRecipe, anchored
 from clipa.spec.plan import Data, EvalData, Limits, Plan, Weights, World
 from clipa.storage import manifest as manifests
 from clipa.storage.access import choose
@@ -244,6 +244,7 @@ class _Shelf:
     def __init__(self, request: Request) -> None:
         self.bound = {**request.datasets, **{k: catalog.as_dataset(v) for k, v in request.cluster.datasets.items()}}
         self.cluster = request.cluster.name
+        self.beside = request.recipe.path.parent
         self.cache_limit = int(request.cluster.cache_limit_gib * 2**30)
         self.manifests: dict[str, Manifest] = {}
         self.notes: list[str] = []
@@ -298,7 +299,7 @@ class _Shelf:
         if word.startswith("demo://"):
             return Dataset(url=_demo_bucket(word))
         if "://" in word or word.startswith(("/", "~", "./", "../")):
-            return Dataset(url=word)
+            return Dataset(url=anchored(word, self.beside))
         raise ConfigError(
             f"the dataset {word!r} is not bound to a URL",
             where=where,

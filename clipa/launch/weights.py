@@ -116,7 +116,7 @@ def _from_folder(path: Path) -> Weights:
 def _newest(run: RunDir) -> Path:
     found = run.complete_checkpoints()
     if not found:
-        raise ConfigError("the run has no whole checkpoint yet", where=run.id, hint=f"clipa wait {run.id}")
+        raise ConfigError("the run has no whole checkpoint yet", where=run.id, hint=f"clipa status {run.id}")
     return found[-1][1]
 
 

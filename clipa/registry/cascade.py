@@ -97,6 +97,7 @@ def reduce(
         parent=plan.parent,
         image_tokens=kept_tokens(settings.image, plan.model.image.patch) if isinstance(settings, TrainPhase) else None,
         text_tokens=settings.text.tokens if isinstance(settings, TrainPhase) else None,
+        image_size=settings.image.size if isinstance(settings, TrainPhase) else 0,
         hint=_HINTS.get(state, "").format(run=plan.run, group=plan.group),
         job=facts.slurm_job,
         cause=ended.cause if ended else "",

@@ -117,7 +117,8 @@ class RunStatus(Record, frozen=True, kw_only=True):
     `beat_age_s` is the age of its last sign of life, while it is not over. `job`: SLURM's id; `cause`: the kind of its
     failure, `evidence`: the line of a log that says so; `queue_s`: from its first intent to its first start.
     `gpu_hours` are those of all attempts, `efficiency` the share (0..1) of their time that the steps that counted
-    would have taken undisturbed. `last_step`: what the newest step that was told says.
+    would have taken undisturbed. `image_size` is in pixels, 0 for an eval phase. `last_step`: what the newest step that
+    was told says.
     """
 
     run: str
@@ -148,6 +149,7 @@ class RunStatus(Record, frozen=True, kw_only=True):
     parent: str
     image_tokens: int | None
     text_tokens: int | None
+    image_size: int = 0
     hint: str = ""
     job: str = ""
     cause: str = ""

@@ -64,7 +64,12 @@ def _find(word: str, known: Mapping[str, Path], what: str, command: str) -> Path
     if path.suffix == ".toml" or os.sep in word:
         if path.is_file():
             return path.absolute()
-        raise ConfigError(f"no such {what} file", where=word, allowed=f"a file, or one of: {', '.join(known)}")
+        raise ConfigError(
+            f"no such {what} file",
+            where=word,
+            allowed=f"a file, or one of: {', '.join(known)}",
+            hint=did_you_mean(path.stem, known) or f"{command} lists what there is",
+        )
     if word in known:
         return known[word]
     raise ConfigError(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import os
 import re
 import tomllib
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple, TypeVar, get_args, get_origin
 import msgspec
 
 from clipa.errors import ConfigError, did_you_mean
-from clipa.spec.cluster import Cluster, Project
+from clipa.spec.cluster import Cluster, Dataset, Project
 from clipa.spec.family import FAMILIES, PRESETS
 from clipa.spec.job import PHASE_KINDS, Eval, Finetune, Pretrain, Recipe
 from clipa.spec.published import About
@@ -48,6 +49,14 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
     table = _read_toml(path, "recipe")
     for override in overrides:
         _apply(table, override, where=str(path))
+    try:
+        about, recipe = _checked(table, path)
+    except ConfigError as error:
+        raise _blame(error, overrides, where=str(path)) from error
+    return LoadedRecipe(recipe, path, hashlib.sha256(msgspec.json.encode(recipe)).hexdigest(), about)
+
+
+def _checked(table: dict[str, Any], path: Path) -> tuple[About, Recipe]:
     about = _convert({key: table.pop(key) for key in _ABOUT if key in table}, About, where=str(path))
     _default_kinds(table, where=str(path))
     _apply_preset(table, where=str(path))
@@ -55,7 +64,17 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
     table.setdefault("name", path.stem)
     recipe = _convert(table, Recipe, where=str(path)).settled()
     _check_published(about, recipe, where=str(path))
-    return LoadedRecipe(recipe, path, hashlib.sha256(msgspec.json.encode(recipe)).hexdigest(), about)
+    return about, recipe
+
+
+def _blame(error: ConfigError, overrides: Sequence[str], where: str) -> ConfigError:
+    """The same error, said of the override that brought the wrong key or value, where one did: not of the file."""
+    key = error.where.removeprefix(f"{where}: ")
+    for override in reversed(overrides):
+        path = override.partition("=")[0].replace(" ", "")
+        if key and (path == key or (path.startswith(f"{key}.") and error.what.startswith("unknown key"))):
+            return ConfigError(error.what, where=f"--set {override}", allowed=error.allowed, hint=error.hint)
+    return error
 
 
 def _check_published(about: About, recipe: Recipe, where: str) -> None:
@@ -77,7 +96,8 @@ def load_cluster(path: Path) -> Cluster:
     """
     table = _read_toml(path, "cluster profile")
     table.setdefault("name", path.stem)
-    return _convert(table, Cluster, where=str(path))
+    cluster = _convert(table, Cluster, where=str(path))
+    return msgspec.structs.replace(cluster, datasets=_anchored_all(cluster.datasets, path))
 
 
 def load_project(path: Path) -> Project:
@@ -86,7 +106,27 @@ def load_project(path: Path) -> Project:
     Raises:
         ConfigError: the file, a key or a value is wrong.
     """
-    return _convert(_read_toml(path, "project file"), Project, where=str(path))
+    project = _convert(_read_toml(path, "project file"), Project, where=str(path))
+    return msgspec.structs.replace(project, datasets=_anchored_all(project.datasets, path))
+
+
+def _anchored_all(datasets: dict[str, str | Dataset], path: Path) -> dict[str, str | Dataset]:
+    return {
+        name: anchored(bound, path.parent)
+        if isinstance(bound, str)
+        else msgspec.structs.replace(bound, url=anchored(bound.url, path.parent))
+        for name, bound in datasets.items()
+    }
+
+
+def anchored(url: str, folder: Path) -> str:
+    """A URL or path as it was written in a file of `folder`: a relative path is relative to that file.
+
+    What stages the data runs elsewhere, so a path that depends on where a command was typed must not get into a plan.
+    """
+    if not url or "://" in url or url.startswith(("/", "~")):
+        return url
+    return os.path.abspath(folder / url)
 
 
 def _read_toml(path: Path, what: str) -> dict[str, Any]:
@@ -114,6 +154,9 @@ def _apply(table: dict[str, Any], override: str, where: str) -> None:
             where="--set",
             allowed="KEY.KEY=VALUE, for example --set phases.pretrain.batch=512",
         )
+    if path[0] not in table and path[0] in table.get("phases", {}):
+        raise ConfigError(f"unknown key {path[0]!r}", where=f"--set {override}",
+                          hint=f"did you mean --set phases.{override.strip()}?")  # fmt: skip
     here: Any = table
     for depth, part in enumerate(path[:-1]):
         if part not in here and depth == 1 and path[0] == "phases":
@@ -130,11 +173,15 @@ def _apply(table: dict[str, Any], override: str, where: str) -> None:
 
 
 def _value(text: str) -> object:
-    """A TOML value; a bare word is a string, so that `--set phases.pretrain.data=s3://b/x` needs no quotes."""
+    """A TOML value; a bare word is a string, so that `--set phases.pretrain.data=s3://b/x` needs no quotes.
+
+    `./x` and `../x` are relative to where the command is typed (in the file they are relative to the file).
+    """
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
-        return text.strip()
+        word = text.strip()
+        return os.path.abspath(word) if word.startswith(("./", "../")) else word
 
 
 def _default_kinds(table: dict[str, Any], where: str) -> None:
@@ -224,7 +271,16 @@ def _explain(message: str, table: dict[str, Any], to: type[msgspec.Struct], wher
         key = f"{path}.{found.group('key')}" if path else found.group("key")
         return ConfigError(f"the key {found.group('key')!r} is missing", where=f"{where}: {key}")
     text = text[:1].lower() + text[1:] if text.startswith(("Expected", "Invalid")) else text
-    return ConfigError(text, where=f"{where}: {path}" if path else where)
+    return ConfigError(text, where=f"{where}: {path}" if path else where, hint=_whole(path, table, text))
+
+
+def _whole(path: str, table: dict[str, Any], text: str) -> str:
+    """How to write 1e6 where a whole number is wanted: TOML reads it as a float."""
+    here: Any = table
+    for part in path.split("."):
+        here = here.get(part) if isinstance(here, dict) else None
+    wanted = text.startswith("expected `int`") and isinstance(here, float) and here.is_integer()
+    return f"write it as a whole number: {int(here):_}" if wanted else ""
 
 
 def _named_path(path: str, table: dict[str, Any], to: type[msgspec.Struct]) -> str:

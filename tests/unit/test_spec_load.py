@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clipa.errors import ConfigError
+from clipa.spec.catalog import defaults
 from clipa.spec.load import load_cluster, load_recipe
 
 BASE: dict[str, Any] = {
@@ -118,3 +119,50 @@ def test_junk_is_refused_in_our_words(tmp_path_factory: pytest.TempPathFactory, 
         load_recipe(write(folder, BASE), [override])
     except ConfigError:
         pass
+
+
+@pytest.mark.parametrize(
+    ("override", "where", "said"),
+    [
+        ("phases.pretrain.sampels=6", "--set phases.pretrain.sampels=6: unknown key", 'did you mean "samples"'),
+        ("pretrain.samples=64", "--set pretrain.samples=64: unknown key", "--set phases.pretrain.samples=64?"),
+        ("phases.pretrain.samples=many", "--set phases.pretrain.samples=many: expected `int`", ""),
+        ("phases.pretrain.samples=1e6", "--set phases.pretrain.samples=1e6: expected `int`", "number: 1_000_000"),
+    ],
+)
+def test_what_an_override_brought_is_not_said_of_the_file(tmp_path: Path, override: str, where: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_recipe(write(tmp_path, BASE), ["seed=7", override])
+    assert str(caught.value).startswith(where)
+    assert said in str(caught.value)
+    assert "r.toml" not in str(caught.value)
+
+
+def test_a_wrong_file_is_not_said_of_a_good_override(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"r\.toml: phases\.pretrain\.bacth"):
+        load_recipe(write(tmp_path, changed("phases.pretrain.bacth", 1)), ["phases.pretrain.batch=20"])
+
+
+def test_relative_data_of_a_project_file_lie_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "clipa.toml").write_text(
+        '[datasets]\na = "data/a"\nb = { url = "../b/{00..11}.tar", access = "auto" }\n'
+        'c = "s3://x/y"\nd = "/abs"\ne = "~/e"\n'
+    )
+    (tmp_path / "below").mkdir()
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "nothing"))
+    found = defaults(tmp_path / "below").datasets
+    assert {name: data.url for name, data in found.items()} == {
+        "a": f"{tmp_path}/data/a",
+        "b": f"{tmp_path.parent}/b/{{00..11}}.tar",
+        "c": "s3://x/y",
+        "d": "/abs",
+        "e": "~/e",
+    }
+    assert found["b"].access == "auto"
+
+
+def test_a_relative_path_of_an_override_is_relative_to_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    loaded = load_recipe(write(tmp_path, BASE), ["phases.pretrain.data=../shards"])
+    assert loaded.recipe.phases["pretrain"].data == str(tmp_path / "shards")
