@@ -127,6 +127,9 @@ def _at(point: tuple[str, ...]) -> Iterator[None]:
         yield
     except InputError as error:
         here = ", ".join(point)
+        if error.where in {f"--set {word}" for word in point}:
+            error.where = error.where.replace("--set", "--over", 1)
+            raise
         error.where = f"{error.where} (at {here})" if error.where else here
         raise
 

@@ -61,13 +61,12 @@ def reduce(
         alive: whether a process runs; None when that cannot be told from here.
         beat_age: seconds since the last sign of life of the newest attempt or of its supervisor, None without one.
         now: Unix time.
-        jobs: what SLURM says; None: it was not asked.
-        parent: state of the run that must be done first.
+        jobs: what SLURM says, None where it was not asked; `parent`: state of the run that must be done first.
     """
     state, why = judge(Case(facts, alive, beat_age, now, jobs, parent))
     plan, ended, last, speed = facts.plan, facts.ended, facts.last_step, _median(facts.speeds)
     settings, steps, step = plan.settings, plan.steps, min(facts.step, plan.steps)
-    batch = settings.batch if isinstance(settings, TrainPhase) else 0
+    batch, pixels = (settings.batch, settings.image.size) if isinstance(settings, TrainPhase) else (0, 0)
     return RunStatus(
         run=plan.run,
         group=plan.group,
@@ -97,7 +96,7 @@ def reduce(
         parent=plan.parent,
         image_tokens=kept_tokens(settings.image, plan.model.image.patch) if isinstance(settings, TrainPhase) else None,
         text_tokens=settings.text.tokens if isinstance(settings, TrainPhase) else None,
-        image_size=settings.image.size if isinstance(settings, TrainPhase) else 0,
+        image_size=pixels,
         hint=_HINTS.get(state, "").format(run=plan.run, group=plan.group),
         job=facts.slurm_job,
         cause=ended.cause if ended else "",
