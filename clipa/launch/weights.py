@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -110,6 +111,7 @@ def _from_folder(path: Path) -> Weights:
         "neither a checkpoint nor a run",
         where=f"--from {path}",
         allowed=f"a folder with {cards.COMPLETE_NAME} and {cards.WEIGHTS_NAME}, or a run directory",
+        hint=f"other weights are taken in by: clipa convert {shlex.quote(str(path))} NEW_FOLDER",
     )
 
 

@@ -61,7 +61,8 @@ def reduce(
         alive: whether a process runs; None when that cannot be told from here.
         beat_age: seconds since the last sign of life of the newest attempt or of its supervisor, None without one.
         now: Unix time.
-        jobs: what SLURM says, None where it was not asked; `parent`: state of the run that must be done first.
+        jobs: what SLURM says; None: it was not asked.
+        parent: state of the run that must be done first.
     """
     state, why = judge(Case(facts, alive, beat_age, now, jobs, parent))
     plan, ended, last, speed = facts.plan, facts.ended, facts.last_step, _median(facts.speeds)
