@@ -16,6 +16,7 @@ from clipa.registry.jobs import Job, Jobs, name_of
 from clipa.registry.liveness import Identity
 from clipa.registry.state import GRACE_S, SILENCE_S, Facts, RunStatus, State
 from clipa.spec.job import TrainPhase
+from clipa.spec.plan import Plan
 from clipa.spec.tokens import kept_tokens
 
 LONGEST_ETA_S = 10 * 365 * 86400.0
@@ -46,6 +47,15 @@ class Verdict(NamedTuple):
     why: str
 
 
+def _shape(plan: Plan) -> tuple[int, int, int | None, int | None]:
+    """Batch, pixels a side, image tokens and text tokens of a training phase; an eval phase has none."""
+    settings = plan.settings
+    if not isinstance(settings, TrainPhase):
+        return 0, 0, None, None
+    kept = kept_tokens(settings.image, plan.model.image.patch)
+    return settings.batch, settings.image.size, kept, settings.text.tokens
+
+
 def reduce(
     facts: Facts,
     alive: Alive,
@@ -66,8 +76,7 @@ def reduce(
     """
     state, why = judge(Case(facts, alive, beat_age, now, jobs, parent))
     plan, ended, last, speed = facts.plan, facts.ended, facts.last_step, _median(facts.speeds)
-    settings, steps, step = plan.settings, plan.steps, min(facts.step, plan.steps)
-    batch, pixels = (settings.batch, settings.image.size) if isinstance(settings, TrainPhase) else (0, 0)
+    steps, step, (batch, pixels, patches, words) = plan.steps, min(facts.step, plan.steps), _shape(plan)
     return RunStatus(
         run=plan.run,
         group=plan.group,
@@ -95,8 +104,8 @@ def reduce(
         ended=ended.t if ended and state.is_over else None,
         beat_age_s=None if state.is_over else beat_age,
         parent=plan.parent,
-        image_tokens=kept_tokens(settings.image, plan.model.image.patch) if isinstance(settings, TrainPhase) else None,
-        text_tokens=settings.text.tokens if isinstance(settings, TrainPhase) else None,
+        image_tokens=patches,
+        text_tokens=words,
         image_size=pixels,
         hint=_HINTS.get(state, "").format(run=plan.run, group=plan.group),
         job=facts.slurm_job,
