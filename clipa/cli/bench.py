@@ -58,6 +58,35 @@ def submit(
     _run("clipa.bench.submit", "--recipe", recipe, "--cluster", cluster, "--rounds", str(rounds))
 
 
+@app.command(epilog="Example: clipa bench data clipa-l16-i37-t8 --data /scratch/laion")
+def data(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name or file.", autocompletion=words.complete_recipe)],
+    phase: Annotated[str, typer.Option("--phase", help="All that train if not given.")] = "",
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe.")
+    ] = None,
+    shards: Annotated[str, typer.Option("--data", help="A folder of shards; made ones if not given.")] = "",
+    size: Annotated[list[int] | None, typer.Option("--size", help="Pixels instead of the phases' own.")] = None,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Counted rounds.")] = 3,
+    pillow: Annotated[str, typer.Option("--pillow", help="A folder with another Pillow, such as pillow-simd.")] = "",
+    gpu: Annotated[str, typer.Option("--gpu", help="Model whose appetite is to be fed.")] = "H100",
+    gpus: Annotated[int, typer.Option("--gpus", min=1, help="How many of them.")] = 8,
+    mfu: Annotated[float, typer.Option("--mfu", help="The share of their peak that is assumed.")] = 0.4,
+) -> None:
+    """What the loader costs a core, by stage, beside open_clip's stages; and the cores that the GPUs need."""
+    import importlib.util
+
+    from clipa.errors import MissingPart
+
+    if importlib.util.find_spec("torch") is None:
+        raise MissingPart("measuring the loader needs clipa's training part", hint="pip install 'clipa[train]'")
+    given = {"--phase": phase, "--data": shards, "--rounds": rounds, "--pillow": pillow, "--gpu": gpu, "--gpus": gpus,
+             "--mfu": mfu}  # fmt: skip
+    argv = [f"{name}={value}" for name, value in given.items() if value]
+    argv += [f"--set={change}" for change in set_ or []] + [f"--size={side}" for side in size or []]
+    _run("clipa.bench.data", *argv, "--", recipe)
+
+
 @app.command(epilog="Example: clipa bench train --vs open_clip")
 def train(
     recipe: Recipe = "",

@@ -104,13 +104,21 @@ def decode_train(data: bytes, image: ImageInput, size: int, draws: Draws, where:
     Raises:
         DataError: broken, truncated, too large or unknown image; `where` names the sample.
     """
+    return resized(crop_train(data, image, size, draws, where), size, size)
+
+
+def crop_train(data: bytes, image: ImageInput, size: int, draws: Draws, where: str) -> Pixels:
+    """A random crop at the smallest DCT scale that leaves `size` pixels a side: uint8 [h, w, 3], a view.
+
+    Raises:
+        DataError: as `decode_train`.
+    """
 
     def cut_of(height: int, width: int) -> Cut:
         return scaled_cut(random_box(height, width, image, draws), height, width, size)
 
     pixels, box = _decode(data, cut_of, where)
-    part = pixels[box.top : box.top + box.height, box.left : box.left + box.width]
-    return _resized(part, size, size)
+    return pixels[box.top : box.top + box.height, box.left : box.left + box.width]
 
 
 class HugeImage(DataError):
@@ -157,7 +165,7 @@ def shrink_image(data: bytes, short_side: int, quality: int, where: str) -> byte
     if short <= short_side:
         return data
     part = pixels[box.top : box.top + box.height, box.left : box.left + box.width]
-    smaller = _resized(part, round(short_side * height / short), round(short_side * width / short))
+    smaller = resized(part, round(short_side * height / short), round(short_side * width / short))
     encoded = _encoded(smaller, data, quality)
     return encoded if len(encoded) < len(data) else data
 
@@ -263,7 +271,7 @@ def _require_size(height: int, width: int, where: str) -> None:
         raise HugeImage(f"the image is {width}x{height} pixels", where=where, allowed=f"1 to {MAX_PIXELS} pixels")
 
 
-def _resized(pixels: Pixels, height: int, width: int) -> Pixels:
+def resized(pixels: Pixels, height: int, width: int) -> Pixels:
     """Antialiased bicubic resize of [h, w, 3] to [height, width, 3]. torch's uint8 path: twice as fast as Pillow's."""
     if pixels.shape[:2] == (height, width):
         return np.ascontiguousarray(pixels)

@@ -33,6 +33,11 @@ class WordTokenizer(ABC):
         self._known: dict[str, tuple[Word, ...]] = {}
         self._known_ids: dict[str, tuple[int, ...]] = {}
 
+    @property
+    def remembered(self) -> int:
+        """How many words are remembered, each in one or two forms."""
+        return len(self._known.keys() | self._known_ids.keys())
+
     def encode(self, captions: Sequence[str], tokens: int) -> torch.Tensor:
         """Token ids of captions, int64 [len(captions), tokens]: start, the first words, end, zeros."""
         return TokenSelection(self, TextInput(tokens=tokens))(captions)
