@@ -142,6 +142,7 @@ def _print_stages(title: str, job: Job, pillow: str) -> None:
 
 def _column(name: str, job: Job, path: str) -> Stages:
     more = {"PYTHONPATH": os.pathsep.join(filter(None, [path, os.environ.get("PYTHONPATH", "")]))} if path else {}
+    sys.stdout.flush()
     done = subprocess.run(
         [sys.executable, "-m", "clipa.bench.pipelines", name],
         input=msgspec.json.encode(job),
