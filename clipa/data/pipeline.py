@@ -16,7 +16,7 @@ import torch
 from clipa.data.decode import Pixels, decode_train
 from clipa.data.faults import Faults, tell_skipped
 from clipa.data.index import Part
-from clipa.data.loader import channels_first, load
+from clipa.data.loader import load
 from clipa.data.order import Order
 from clipa.data.shards import Reader, ShardSet, caption_of, open_shards
 from clipa.data.tokenizer import tokenizer
@@ -66,7 +66,7 @@ class _TrainShare:
 
     def __call__(self, step: int) -> Batch:
         start = step * self._batch + self._first
-        images = np.empty((self._share, self._size, self._size, 3), dtype=np.uint8)
+        images = np.empty((self._share, 3, self._size, self._size), dtype=np.uint8)
         captions: list[str] = []
         firsts: list[str] = []
         for row, number in enumerate(self._order.at(start, start + self._share)):
@@ -74,7 +74,7 @@ class _TrainShare:
             captions.append(caption)
             firsts += faults[:1]
         return Batch(
-            channels_first(images),
+            torch.from_numpy(images),
             _selection(self._words, self._text, self._seed)(captions, range(start, start + self._share)),
             torch.arange(start, start + self._share),
             replaced=len(firsts),
@@ -163,4 +163,4 @@ def normalise(images: torch.Tensor, mean: tuple[float, float, float], std: tuple
     """(images / 255 - mean) / std by channel: uint8 [b, 3, h, w] to float32 of the same shape, on the same device."""
     shift = torch.tensor(mean, device=images.device).view(1, 3, 1, 1)
     scale = torch.tensor(std, device=images.device).view(1, 3, 1, 1)
-    return (images.float() / 255.0 - shift) / scale
+    return images.div(255.0).sub_(shift).div_(scale)

@@ -2,7 +2,9 @@ import io
 import math
 import struct
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -58,7 +60,7 @@ def by_pillow(data: bytes, position: int, size: int) -> np.ndarray:
 def test_train_pixels_are_those_of_pillow(size: int, shape: tuple[int, int]) -> None:
     data = encoded(scene(*shape), quality=95)
     for position in range(8):
-        found = decode_train(data, SETTINGS, size, draws(position), "key")
+        found = decode_train(data, SETTINGS, size, draws(position), "key").transpose(1, 2, 0)
         assert found.shape == (size, size, 3)
         assert found.dtype == np.uint8
         assert psnr(found, by_pillow(data, position, size)) > FLOOR
@@ -156,7 +158,7 @@ KINDS = {
 @pytest.mark.filterwarnings("error")
 def test_every_kind_gives_rgb(kind: str) -> None:
     for size in (8, 40):
-        assert decode_train(KINDS[kind], SETTINGS, size, draws(0), kind).shape == (size, size, 3)
+        assert decode_train(KINDS[kind], SETTINGS, size, draws(0), kind).shape == (3, size, size)
         assert decode_eval(KINDS[kind], size, kind).shape == (size, size, 3)
 
 
@@ -223,3 +225,16 @@ def test_any_bytes_give_pixels_or_our_error(noise: bytes, at: int) -> None:
         decode_train(WHOLE[:place] + noise + WHOLE[place + len(noise) :], SETTINGS, 16, draws(at), "key")
     except DataError:
         pass
+
+
+@pytest.mark.parametrize("side", [32, 200])
+def test_an_image_is_not_written_over_by_the_next_in_this_thread_or_another(side: int) -> None:
+    # At 32 px both are decoded at 1/4; at 200 px the crop of one is the very size that is wanted.
+    kinds = [encoded(scene(width, 240), quality=95) for width in (320, 260)]
+    whole = msgspec.structs.replace(SETTINGS, crop_area=(1.0, 1.0), crop_ratio=(1.0, 1.0))
+    expected = [decode_train(data, whole, side, draws(0), "key").copy() for data in kinds]
+    kept = [decode_train(data, whole, side, draws(0), "key") for data in kinds]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda n: decode_train(kinds[n % 2], whole, side, draws(0), "key"), range(200)))
+    for number, pixels in enumerate([*kept, *found]):
+        assert np.array_equal(pixels, expected[number % 2])
