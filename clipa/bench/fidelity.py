@@ -36,7 +36,7 @@ def fidelity(job: Job) -> Fidelity:
     errors = []
     for number in range(min(IMAGES, reader.samples)):
         data = reader.read(number).image
-        ours = decode_train(data, job.image, size, Draws(0, number, Purpose.CROP), "").astype(float)
+        ours = decode_train(data, job.image, size, Draws(0, number, Purpose.CROP), "").transpose(1, 2, 0).astype(float)
         picture = Image.open(io.BytesIO(data)).convert("RGB")
         box = random_box(picture.height, picture.width, job.image, Draws(0, number, Purpose.CROP))
         part = picture.crop((box.left, box.top, box.left + box.width, box.top + box.height))

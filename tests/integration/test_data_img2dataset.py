@@ -34,7 +34,8 @@ def test_a_bucket_becomes_a_dataset_that_a_recipe_names(tmp_path: Path, server: 
         s3.put_object(Bucket=name, Key=f"laion/{path.name}", Body=path.read_bytes())
     url = f"s3://{name}/laion"
     (tmp_path / "clipa.toml").write_text(
-        f'recipe = "clipa-b16-i50-t16"\ncluster = "cpu"\n[datasets]\nlaion = {{ url = "{url}", endpoint = "{proxy.url}" }}\n'
+        'recipe = "clipa-b16-i50-t16"\ncluster = "cpu"\n[datasets]\n'
+        f'laion = {{ url = "{url}", endpoint = "{proxy.url}" }}\n'
     )
 
     proxy.paths.clear()
