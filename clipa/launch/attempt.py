@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from clipa.launch import containers, devices, hang, publishing, render
+from clipa.launch import containers, devices, hang, publishing, render, telling
 from clipa.launch.bad_nodes import at_fault
 from clipa.launch.blame import blamed
 from clipa.launch.children import Child, last_lines
@@ -85,10 +85,9 @@ class Attempt:
                 if self.plan.kind == "stage":
                     return Verdict("done")
                 if self.place.leads:
-                    publisher = publishing.alongside(
-                        self.run, self.plan, self.attempt, scratch, self._tick, self._leave_s
-                    )
-                    held.enter_context(publisher)
+                    for room in (publishing, telling):
+                        beside = room.alongside(self.run, self.plan, self.attempt, scratch, self._tick, self._leave_s)
+                        held.enter_context(beside)
                 return self._ranks(lease)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)

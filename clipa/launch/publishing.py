@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from clipa.launch import render
@@ -39,12 +39,21 @@ def alongside(
     try:
         yield
     finally:
-        until.touch()
-        began = time.monotonic()
-        while child.poll() is None:
-            tick()
-            allowed = leave_s()
-            if allowed is not None and time.monotonic() - began > allowed:
+        finish([child], until, tick, leave_s)
+
+
+def finish(
+    children: Sequence[Child], until: Path, tick: Callable[[], None], leave_s: Callable[[], float | None]
+) -> None:
+    """Tell children by the file `until` to end with what is left, and wait for them as long as that is allowed."""
+    until.touch()
+    began = time.monotonic()
+    while any(child.poll() is None for child in children):
+        tick()
+        allowed = leave_s()
+        if allowed is not None and time.monotonic() - began > allowed:
+            for child in children:
                 child.signal(signal.SIGKILL)
-            time.sleep(_TICK_S)
+        time.sleep(_TICK_S)
+    for child in children:
         child.sweep()

@@ -46,6 +46,12 @@ def publish_argv(run: RunDir, attempt: int, until: Path) -> list[str]:
     ]
 
 
+def tell_argv(run: RunDir, attempt: int, tracker: str, until: Path) -> list[str]:
+    """The command that tells a tracker what a run records until the file `until` is there."""
+    words = [sys.executable, "-m", "clipa.tell", str(run.path), "--attempt", str(attempt)]
+    return [*words, "--tracker", tracker, "--until", str(until)]
+
+
 def rank_argv(plan: Plan, run: RunDir, attempt: int) -> list[str]:
     """The command of every rank."""
     return [sys.executable, "-m", _ROOM[plan.kind], str(run.path), "--attempt", str(attempt)]

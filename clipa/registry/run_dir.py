@@ -15,6 +15,8 @@ each and are appended to line by line.
       logs/<attempt>/                      output of every process
       checkpoints/step-<n>/{...,COMPLETE}  COMPLETE is written last
       evals/<attempt>-<step>-<set>-<size>.json
+      tensorboard/                         event files, made of events/
+      trackers/<name>/                     how far a tracker has been told, and what it keeps here itself
 """
 
 from __future__ import annotations
@@ -109,6 +111,15 @@ class RunDir:
     def events(self) -> Path:
         """Folder of event files."""
         return self.path / "events"
+
+    @property
+    def tensorboard(self) -> Path:
+        """Folder of TensorBoard's event files."""
+        return self.path / "tensorboard"
+
+    def tracker(self, name: str) -> Path:
+        """Folder of what a tracker of experiments keeps with the run."""
+        return self.path / "trackers" / name
 
     def manifest(self, digest: str) -> Path:
         """The pinned list of shards of one dataset."""

@@ -1,0 +1,1 @@
+"""What a run has recorded, told to trackers of experiments: TensorBoard, W&B, trackio, MLflow. Never by the trainer."""
