@@ -16,7 +16,7 @@ import msgspec
 
 import clipa
 from clipa.errors import ConfigError, MissingPart, StorageError, did_you_mean
-from clipa.launch import devices, pin, weights
+from clipa.launch import devices, pin, telling, weights
 from clipa.launch.evaluation import pin_sets
 from clipa.launch.stage_job import with_stage
 from clipa.registry import provenance
@@ -27,6 +27,7 @@ from clipa.spec.job import Eval, Phase, Recipe, TrainPhase
 from clipa.spec.leave import leave
 from clipa.spec.load import LoadedRecipe, anchored
 from clipa.spec.plan import Data, EvalData, Limits, Plan, Weights, World
+from clipa.spec.trackers import TrackerName
 from clipa.storage import manifest as manifests
 from clipa.storage.access import choose
 from clipa.storage.dataset import index
@@ -54,6 +55,7 @@ class Request(NamedTuple):
     cache: Path
     datasets: dict[str, Dataset]
     build: bool = False
+    trackers: tuple[TrackerName, ...] = ()
 
 
 def prepare(request: Request) -> Prepared:
@@ -64,6 +66,7 @@ def prepare(request: Request) -> Prepared:
         StorageError: the store does not answer.
     """
     recipe, cluster = request.recipe.recipe, request.cluster
+    telling.require_installed(request.trackers, f"cluster {cluster.name}, or clipa.toml")
     pinned = pin.pin(cluster, request.run_root, request.cache, request.build)
     if pinned is None and cluster.slurm is None:
         # A login node needs no torch and no vocabulary, and the image has both.
@@ -110,6 +113,7 @@ def prepare(request: Request) -> Prepared:
             warmup_steps=0 if isinstance(phase, Eval) else phase.optim.warmup_samples // phase.batch,
             env=dict(cluster.env),
             slurm=cluster.slurm,
+            trackers=request.trackers,
         )
         plan = msgspec.structs.replace(plan, container=pin.with_data(pinned, plan))
         plans.append(plan)

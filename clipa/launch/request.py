@@ -75,7 +75,8 @@ def settle(
         statuses = runs().statuses
         init, run = weights.newest_done(statuses, recipe.name, cluster.name, trained, run_root, what)
         notes.append(f"starts from {run}, the newest DONE run of {recipe.name} on {cluster.name}")
-    request = Request(loaded, cluster, phases, name, init, run_root, cache, defaults.datasets)
+    trackers = defaults.trackers if cluster.trackers is None else cluster.trackers
+    request = Request(loaded, cluster, phases, name, init, run_root, cache, defaults.datasets, trackers=trackers)
     check_init(request)
     return Settled(request, tuple(notes))
 

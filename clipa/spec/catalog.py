@@ -13,6 +13,7 @@ from typing import NamedTuple
 from clipa.errors import ConfigError, did_you_mean
 from clipa.spec.cluster import Cluster, Dataset, Project
 from clipa.spec.load import load_project
+from clipa.spec.trackers import DEFAULT, TrackerName
 
 DEMO_RECIPE = "demo"
 DEFAULT_CLUSTER = "local"
@@ -99,6 +100,7 @@ class Defaults(NamedTuple):
     cluster_from: str
     run_root: str
     datasets: dict[str, Dataset]
+    trackers: tuple[TrackerName, ...]
 
 
 def defaults(start: Path) -> Defaults:
@@ -127,6 +129,7 @@ def defaults(start: Path) -> Defaults:
         cluster_from=cluster_from,
         run_root=next((_beside_folder(layer.run_root, where) for where, layer in layers if layer.run_root), ""),
         datasets=datasets,
+        trackers=next((layer.trackers for _, layer in layers if layer.trackers is not None), DEFAULT),
     )
 
 

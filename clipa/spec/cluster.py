@@ -7,6 +7,7 @@ from typing import Literal
 from clipa.spec.base import Struct, require
 from clipa.spec.container import Container
 from clipa.spec.slurm import Slurm
+from clipa.spec.trackers import TrackerName
 
 SCHEMA = 1
 LOCAL_MINUTES = 24 * 60
@@ -45,6 +46,7 @@ class Cluster(Struct, frozen=True, kw_only=True):
     For `clipa plan`: `gpu_model` is a name of clipa.spec.hardware, or any other with `gpu_memory_gb` and `gpu_tflops`
     (dense bf16, in 1e12 FLOP/s; MFU is measured against it too) beside it; `gpu_price` is in dollars for one GPU and
     one hour.
+    `trackers` of experiments are told of every run; without it those of `clipa.toml`, else TensorBoard alone.
     `publish`: a URL to which checkpoints and results go, below the run's id.
     """
 
@@ -71,6 +73,7 @@ class Cluster(Struct, frozen=True, kw_only=True):
     datasets: dict[str, str | Dataset] = {}
     slurm: Slurm | None = None
     container: Container | None = None
+    trackers: tuple[TrackerName, ...] | None = None
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
@@ -118,3 +121,4 @@ class Project(Struct, frozen=True, kw_only=True):
     cluster: str = ""
     run_root: str = ""
     datasets: dict[str, str | Dataset] = {}
+    trackers: tuple[TrackerName, ...] | None = None

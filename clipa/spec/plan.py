@@ -15,6 +15,7 @@ from clipa.spec.evalset import Names, Task
 from clipa.spec.job import Phase, Stage
 from clipa.spec.model import Model
 from clipa.spec.slurm import Slurm
+from clipa.spec.trackers import TrackerName
 
 SCHEMA = 1
 
@@ -168,6 +169,7 @@ class Plan(Record, frozen=True, kw_only=True):
     point: tuple[str, ...] = ()
     element: int = 0
     at_once: int = 0
+    trackers: tuple[TrackerName, ...] = ()
     schema: int = SCHEMA
 
     @property

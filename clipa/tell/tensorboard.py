@@ -34,7 +34,7 @@ class TensorBoard:
         # Read in the order of their names: by second, then by nanosecond.
         now = time.time_ns()
         self._path = folder / f"events.out.tfevents.{now // 10**9:010d}.{now % 10**9:09d}.{socket.gethostname()}"
-        self._file = open(self._path, "xb")
+        self._file = open(self._path, "xb")  # noqa: SIM115 - as long as the process
         self._write(_float64(1, time.time()) + _bytes(3, b"brain.Event:2"))
         self.back(Back(time.time(), told))
 

@@ -1,4 +1,4 @@
-"""trackio: a local database, and a Hugging Face Space where TRACKIO_SPACE_ID says so. TRACKIO_PROJECT names the project."""
+"""trackio: a local database. TRACKIO_PROJECT names the project; TRACKIO_SPACE_ID, a Hugging Face Space, is its own."""
 
 from __future__ import annotations
 

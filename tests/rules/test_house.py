@@ -27,6 +27,9 @@ DOORS = {
     "nltk": {"clipa/reduction/nltk_tagger.py"},
     "tokenizers": {"clipa/data/wordpiece.py"},
     "huggingface_hub": {"clipa/data/wordpiece.py"},
+    "wandb": {"clipa/tell/wandb_tracker.py"},
+    "trackio": {"clipa/tell/trackio_tracker.py"},
+    "mlflow": {"clipa/tell/mlflow_tracker.py"},
     "sqlite3": {"clipa/registry/index.py"},
 }
 HEAVY = ("torch", "numpy", "s3fs", "fsspec", "submitit", "docker", "sqlite3", "timm", "botocore", "aiohttp")
