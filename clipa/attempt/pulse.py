@@ -22,7 +22,7 @@ _EVERY_S = 1.0
 def show_stacks_on_request() -> None:
     """Answer STACKS with all stacks. The handler is C: it works while the interpreter waits in a library or a lock.
 
-    Forked processes (loader workers) inherit it, and the supervisor signals the whole process group.
+    The supervisor asks every process of a rank's group that has it: loader workers too.
     """
     faulthandler.register(STACKS, file=sys.stderr, all_threads=True, chain=False)
 

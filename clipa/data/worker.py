@@ -16,6 +16,8 @@ from multiprocessing.connection import wait
 
 import torch
 
+from clipa.attempt.pulse import show_stacks_on_request
+
 _IMPORTED_BY = os.getpid()
 """The server, which imports this before it forks."""
 
@@ -25,6 +27,7 @@ _PR_SET_PDEATHSIG = 1  # prctl(2)
 def begin(_number: int) -> None:
     """Make this process a worker: it dies with its rank and with the server, and computes on one thread."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    show_stacks_on_request()
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if _IMPORTED_BY not in (os.getpid(), os.getppid()):
         os._exit(1)  # the server died before it could be watched

@@ -8,6 +8,7 @@ import signal
 import time
 from collections.abc import Sequence
 from itertools import zip_longest
+from pathlib import Path
 
 from clipa.launch.children import Child, group_of
 from clipa.registry.run_dir import RunDir
@@ -69,15 +70,28 @@ class Watch:
 
 
 def dump(children: Sequence[Child]) -> None:
-    """Ask every process of every rank for its stacks; one that was stopped goes on for it.
+    """Ask every process of every rank that can for its stacks; one that was stopped goes on for it.
 
     A rank and its loader workers share one log, so they are asked one after the other: stacks that are written at the
     same time cannot be read. The clients of container runtimes pass the signal on to the process inside.
     """
-    groups = [group_of(child.pid) for child in children if child.poll() is None]
+    groups = [
+        [pid for pid in group_of(child.pid) if pid == child.pid or _answers(pid)]
+        for child in children
+        if child.poll() is None
+    ]
     for pids in zip_longest(*groups):
         for pid in filter(None, pids):
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, STACKS)
                 os.kill(pid, signal.SIGCONT)
         time.sleep(_APART_S)
+
+
+def _answers(pid: int) -> bool:
+    """Whether a process has a handler for STACKS (SigCgt of proc(5)): it would end another one, and its children."""
+    try:
+        caught = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line[:7] == "SigCgt:")
+    except (OSError, StopIteration):
+        return False
+    return bool(int(caught[7:], 16) >> (STACKS - 1) & 1)

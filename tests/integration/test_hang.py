@@ -37,8 +37,11 @@ def _until(condition):
     return found
 
 
-def _children(pid):
-    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+def _below(pid):
+    """All descendants of a process."""
+    files = Path(f"/proc/{pid}/task").glob("*/children")
+    children = [int(word) for file in files for word in file.read_text().split()]
+    return [*children, *(one for child in children for one in _below(child))]
 
 
 def _second_rank(run):
@@ -46,8 +49,8 @@ def _second_rank(run):
 
 
 def _workers(run):
-    """What the first rank has forked: its loader worker, and Python's tracker of shared memory where there is one."""
-    return _until(lambda: _children(_words(run, 1, events.Spawned)[-1].pids[0]))
+    """All that the first rank has started: its loader worker, and the server that forked it."""
+    return _below(_words(run, 1, events.Spawned)[-1].pids[0])
 
 
 @pytest.mark.parametrize(("victims", "world", "told"), [
@@ -71,6 +74,8 @@ def test_what_stands_still_is_named_ended_and_tried_again(tmp_path, monkeypatch,
         stacks = (run.logs(1) / f"rank-{rank}.err").read_text()
         assert "Thread 0x" in stacks
         assert "trainer.py" in stacks
+    if world.processes == 1:
+        assert "in _worker_loop" in (run.logs(1) / "rank-0.err").read_text()
     assert told in "".join(path.read_text() for path in run.logs(1).glob("rank-*.err"))
     assert _words(run, 2, events.Begun, "train")[0].step > 0
     assert _words(run, 2, events.Ended)[0].outcome == "done"

@@ -110,7 +110,7 @@ def test_lines_that_are_not_whole_yet_are_left_for_the_next_time(tmp_path):
 
 def test_what_a_resumed_attempt_does_again_is_told_once_to_trackers_that_do_not_forget(tmp_path):
     run = RunDir(tmp_path / "r")
-    begun = dict(steps=9, device="cpu", precision="fp32", processes=1, params=1)
+    begun = {"steps": 9, "device": "cpu", "precision": "fp32", "processes": 1, "params": 1}
     log = events.EventWriter(run, 1, "train")
     for step in range(1, 6):
         _step(log, step, 1.0)
