@@ -27,7 +27,6 @@ from clipa.spec.job import Eval, Phase, Recipe, TrainPhase
 from clipa.spec.leave import leave
 from clipa.spec.load import LoadedRecipe, anchored
 from clipa.spec.plan import Data, EvalData, Limits, Plan, Weights, World
-from clipa.spec.trackers import TrackerName
 from clipa.storage import manifest as manifests
 from clipa.storage.access import choose
 from clipa.storage.dataset import index
@@ -55,7 +54,7 @@ class Request(NamedTuple):
     cache: Path
     datasets: dict[str, Dataset]
     build: bool = False
-    trackers: tuple[TrackerName, ...] = ()
+    trackers: tuple[str, ...] = ()
 
 
 def prepare(request: Request) -> Prepared:

@@ -13,13 +13,13 @@ from clipa.launch.children import Child
 from clipa.launch.publishing import finish
 from clipa.registry.run_dir import RunDir
 from clipa.spec.plan import Plan
-from clipa.spec.trackers import TRACKERS, TrackerName
+from clipa.spec.trackers import TRACKERS
 
 LAST_S = 20.0
 """Seconds that trackers get at the end for what they have not sent yet: what is told is safe in the run's events."""
 
 
-def require_installed(trackers: Sequence[TrackerName], where: str) -> None:
+def require_installed(trackers: Sequence[str], where: str) -> None:
     """Refuse a tracker whose package is not here: supervisors run in this environment.
 
     Raises:

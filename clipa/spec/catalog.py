@@ -13,7 +13,7 @@ from typing import NamedTuple
 from clipa.errors import ConfigError, did_you_mean
 from clipa.spec.cluster import Cluster, Dataset, Project
 from clipa.spec.load import load_project
-from clipa.spec.trackers import DEFAULT, TrackerName
+from clipa.spec.trackers import DEFAULT
 
 DEMO_RECIPE = "demo"
 DEFAULT_CLUSTER = "local"
@@ -100,7 +100,7 @@ class Defaults(NamedTuple):
     cluster_from: str
     run_root: str
     datasets: dict[str, Dataset]
-    trackers: tuple[TrackerName, ...]
+    trackers: tuple[str, ...]
 
 
 def defaults(start: Path) -> Defaults:

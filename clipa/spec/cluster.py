@@ -7,7 +7,7 @@ from typing import Literal
 from clipa.spec.base import Struct, require
 from clipa.spec.container import Container
 from clipa.spec.slurm import Slurm
-from clipa.spec.trackers import TrackerName
+from clipa.spec.trackers import require_known
 
 SCHEMA = 1
 LOCAL_MINUTES = 24 * 60
@@ -73,7 +73,7 @@ class Cluster(Struct, frozen=True, kw_only=True):
     datasets: dict[str, str | Dataset] = {}
     slurm: Slurm | None = None
     container: Container | None = None
-    trackers: tuple[TrackerName, ...] | None = None
+    trackers: tuple[str, ...] | None = None
     schema: int = SCHEMA
 
     def __post_init__(self) -> None:
@@ -100,6 +100,7 @@ class Cluster(Struct, frozen=True, kw_only=True):
         require(1 <= self.max_attempts <= 1000, f"max_attempts must be 1..1000, got {self.max_attempts}")
         limit = self.time_limit_minutes
         require(limit is None or limit >= 1, f"time_limit_minutes must be >= 1, got {limit}")
+        require_known(self.trackers)
         require(0 <= self.hang_minutes <= 1e6, f"hang_minutes must be >= 0 (0: never), got {self.hang_minutes}")
         for key, value in self.env.items():
             require(
@@ -121,4 +122,7 @@ class Project(Struct, frozen=True, kw_only=True):
     cluster: str = ""
     run_root: str = ""
     datasets: dict[str, str | Dataset] = {}
-    trackers: tuple[TrackerName, ...] | None = None
+    trackers: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        require_known(self.trackers)

@@ -15,7 +15,6 @@ from clipa.spec.evalset import Names, Task
 from clipa.spec.job import Phase, Stage
 from clipa.spec.model import Model
 from clipa.spec.slurm import Slurm
-from clipa.spec.trackers import TrackerName
 
 SCHEMA = 1
 
@@ -169,7 +168,7 @@ class Plan(Record, frozen=True, kw_only=True):
     point: tuple[str, ...] = ()
     element: int = 0
     at_once: int = 0
-    trackers: tuple[TrackerName, ...] = ()
+    trackers: tuple[str, ...] = ()
     schema: int = SCHEMA
 
     @property

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, TypeAlias
+from collections.abc import Sequence
+from typing import NamedTuple
 
-TrackerName: TypeAlias = Literal["tensorboard", "wandb", "trackio", "mlflow"]
+from clipa.errors import did_you_mean
+from clipa.spec.base import require
 
 
 class Known(NamedTuple):
@@ -19,10 +21,23 @@ class Known(NamedTuple):
     repeats: bool = False
 
 
-TRACKERS: dict[TrackerName, Known] = {
+TRACKERS: dict[str, Known] = {
     "tensorboard": Known("clipa.tell.tensorboard", "TensorBoard", repeats=True),
     "wandb": Known("clipa.tell.wandb_tracker", "Wandb", "wandb"),
     "trackio": Known("clipa.tell.trackio_tracker", "Trackio", "trackio"),
     "mlflow": Known("clipa.tell.mlflow_tracker", "Mlflow", "mlflow"),
 }
-DEFAULT: tuple[TrackerName, ...] = ("tensorboard",)
+DEFAULT: tuple[str, ...] = ("tensorboard",)
+
+
+def require_known(names: Sequence[str] | None) -> None:
+    """Refuse a name that is no tracker's; None is no choice.
+
+    Raises:
+        ValueError: with the names that there are.
+    """
+    for name in names or ():
+        hint = did_you_mean(name, TRACKERS)
+        require(
+            name in TRACKERS, f"trackers must be of {', '.join(TRACKERS)}, got {name!r}{f': {hint}' if hint else ''}"
+        )

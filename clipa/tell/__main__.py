@@ -19,7 +19,7 @@ from clipa.registry import events
 from clipa.registry.run_dir import RunDir, write_whole
 from clipa.spec import plan as plans
 from clipa.spec.plan import Plan
-from clipa.spec.trackers import TRACKERS, TrackerName
+from clipa.spec.trackers import TRACKERS
 from clipa.tell.stream import Back, Place, Told, not_yet, read_on
 
 _POLL_S = 1.0
@@ -47,7 +47,7 @@ class Tracker(Protocol):
 class Telling:
     """Tells one tracker what a run records."""
 
-    def __init__(self, run: RunDir, plan: Plan, attempt: int, name: TrackerName) -> None:
+    def __init__(self, run: RunDir, plan: Plan, attempt: int, name: str) -> None:
         known = TRACKERS[name]
         self.run = run
         self.attempt = attempt

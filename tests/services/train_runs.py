@@ -17,7 +17,6 @@ from clipa.spec.inputs import ImageInput, TextInput
 from clipa.spec.job import Checkpoints, Optim, Pretrain
 from clipa.spec.model import ImageTower, Model, TextTower
 from clipa.spec.plan import Code, Data, Limits, Plan, World
-from clipa.spec.trackers import TrackerName
 from clipa.storage import manifest as manifests
 from clipa.storage.manifest import Manifest, Shard
 
@@ -35,7 +34,7 @@ def _jpeg(number: int) -> bytes:
 def make_run(
     folder: Path, name: str, steps: int = 40, *, world: World = World(processes=1),  # noqa: B008 - frozen
     limits: Limits = Limits(max_attempts=3, time_limit_minutes=5), lr: float = 1e-3, save_steps: int = 4,  # noqa: B008
-    log_steps: int = 1, trackers: tuple[TrackerName, ...] = (), **settings: object,
+    log_steps: int = 1, trackers: tuple[str, ...] = (), **settings: object,
 ) -> RunDir:  # fmt: skip
     """A pretraining of a model of a few hundred weights, its shard staged. Nothing is submitted."""
     raw = shard_bytes([(f"{n:04d}", {"jpg": _jpeg(n), "txt": f"a {WORDS[n % 4]} {n}".encode()}) for n in range(48)])
