@@ -16,7 +16,7 @@ import msgspec
 
 import clipa
 from clipa.errors import ConfigError, MissingPart, StorageError, did_you_mean
-from clipa.launch import devices, pin, telling, weights
+from clipa.launch import devices, pin, weights
 from clipa.launch.evaluation import pin_sets
 from clipa.launch.stage_job import with_stage
 from clipa.registry import provenance
@@ -65,7 +65,6 @@ def prepare(request: Request) -> Prepared:
         StorageError: the store does not answer.
     """
     recipe, cluster = request.recipe.recipe, request.cluster
-    telling.require_installed(request.trackers, f"cluster {cluster.name}, or clipa.toml")
     pinned = pin.pin(cluster, request.run_root, request.cache, request.build)
     if pinned is None and cluster.slurm is None:
         # A login node needs no torch and no vocabulary, and the image has both.
@@ -114,8 +113,7 @@ def prepare(request: Request) -> Prepared:
             slurm=cluster.slurm,
             trackers=request.trackers,
         )
-        plan = msgspec.structs.replace(plan, container=pin.with_data(pinned, plan))
-        plans.append(plan)
+        plans.append(msgspec.structs.replace(plan, container=pin.with_data(pinned, plan)))
         if not isinstance(phase, Eval):
             init, parent = Weights(ref=f"run:{plan.run}@final", run=plan.run), plan.run
     return Prepared(with_stage(plans, recipe), shelf.manifests, tuple(notes))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from clipa.errors import ConfigError, InputError
-from clipa.launch import create, weights
+from clipa.launch import create, telling, weights
 from clipa.launch.folders import folders
 from clipa.launch.look import look
 from clipa.launch.only_one import only_one
@@ -78,6 +78,7 @@ def settle(
     trackers = defaults.trackers if cluster.trackers is None else cluster.trackers
     request = Request(loaded, cluster, phases, name, init, run_root, cache, defaults.datasets, trackers=trackers)
     check_init(request)
+    telling.require_installed(trackers, f"cluster {cluster.name}, or clipa.toml")
     return Settled(request, tuple(notes))
 
 

@@ -15,6 +15,8 @@ def _settled(tmp_path, monkeypatch, project, profile):
     (tmp_path / "clipa.toml").write_text(project)
     (tmp_path / "here.toml").write_text(f"gpus = 0\n{profile}")
     monkeypatch.chdir(tmp_path)
+    for name in ("wandb", "mlflow"):
+        monkeypatch.setitem(TRACKERS, name, TRACKERS[name]._replace(package="msgspec"))  # as if it were installed
     return settle("pretrain", "demo", "./here.toml", (), None, "", runs=lambda: None).request.trackers
 
 
