@@ -22,6 +22,8 @@ from clipa.storage.store import Store
 THREADS = 8
 RESERVE = 64 << 20
 """Bytes that stay free on the disk."""
+VANISHES = 100
+"""Times that a folder may vanish between its making and its first use before it counts as one that cannot be made."""
 
 
 class Stopped(Exception):
@@ -79,12 +81,21 @@ def fill(
 
 
 def _present(folder: Path, tick: Tick) -> Claims:
-    """Claims on a folder that nobody is about to remove."""
+    """Claims on a folder that nobody is about to remove.
+
+    Raises:
+        OSError: the folder cannot be made.
+    """
+    vanished = 0
     while True:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             claims = Claims(folder)
         except FileNotFoundError:
+            # Somebody removed it between the two, or, where it happens each time, nothing can be made here (/proc).
+            vanished += 1
+            if vanished == VANISHES:
+                raise
             continue
         if claims.be_present():
             return claims

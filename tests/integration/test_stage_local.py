@@ -103,6 +103,12 @@ def test_nothing_rests_on_the_lock(tmp_path: Path, bucket: Dataset) -> None:
     assert whole(staged_folder(str(tmp_path / "cache"), manifest.digest), manifest) == 8
 
 
+def test_a_folder_that_cannot_be_made_is_said_at_once(tmp_path: Path, bucket: Dataset) -> None:
+    manifest = write_shards(Store(bucket), 1, 10)
+    with pytest.raises(StorageError, match="cannot write"):
+        stage(manifest, bucket, "/proc/nothing-can-be-made-here")
+
+
 def test_the_part_of_a_living_writer_stays(tmp_path: Path, bucket: Dataset) -> None:
     manifest = write_shards(Store(bucket), 1, 10)
     folder = staged_folder(str(tmp_path / "cache"), manifest.digest)
