@@ -11,7 +11,9 @@ carried. Permutations sort its raw output: numpy keeps that stable between versi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fractions import Fraction
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -101,3 +103,81 @@ class Order:
             [np.arange(self._firsts[s], self._firsts[s] + self._sizes[s], dtype=np.int64) for s in groups[window]]
         )
         return numbers[permutation(len(numbers), self.seed, Purpose.SAMPLES, epoch, window)]
+
+
+BLOCK = 4096
+"""Positions in which the datasets of a mixture are shuffled among each other."""
+
+
+class Place(NamedTuple):
+    """A sample: its dataset's place in the mixture, and its number there."""
+
+    dataset: int
+    number: int
+
+
+class Mixture:
+    """The endless stream of several datasets, each in its own order and at its own pace.
+
+    Of the first n * BLOCK positions a dataset has its share, to less than one sample, for every n: shares are rational
+    numbers, and a block has what is missing up to its end. Each dataset is read as if it were alone, so each of its
+    epochs has every sample once.
+    """
+
+    def __init__(self, orders: Sequence[Order], weights: Sequence[float]) -> None:
+        if len(orders) != len(weights) or not orders or min(weights) <= 0:
+            raise ValueError(f"{len(orders)} datasets need as many weights > 0, got {list(weights)}")
+        self.orders, self.weights = tuple(orders), tuple(weights)
+        exact = [Fraction(str(weight)) for weight in weights]
+        self._upto = [sum(exact[: number + 1], Fraction(0)) / sum(exact) for number in range(len(exact))]
+        self._block_of = lru_cache(maxsize=4)(self._block)
+
+    def __reduce__(self) -> tuple[type[Mixture], tuple[tuple[Order, ...], tuple[float, ...]]]:
+        return Mixture, (self.orders, self.weights)
+
+    def at(self, start: int, stop: int) -> list[Place]:
+        """The samples of the positions start..stop-1."""
+        if len(self.orders) == 1:
+            return [Place(0, int(number)) for number in self.orders[0].at(start, stop)]
+        found: list[Place] = []
+        while start < stop:
+            end = min(stop, start - start % BLOCK + BLOCK)
+            found += self._in_block(start, end)
+            start = end
+        return found
+
+    def _in_block(self, start: int, stop: int) -> list[Place]:
+        datasets, own = self._block_of(start // BLOCK)
+        inside = slice(start % BLOCK, start % BLOCK + stop - start)
+        numbers = np.empty(stop - start, dtype=np.int64)
+        for dataset, order in enumerate(self.orders):
+            rows = np.flatnonzero(datasets[inside] == dataset)
+            if len(rows):
+                # Positions of one dataset inside a block follow each other in its own stream.
+                first = int(own[inside][rows[0]])
+                numbers[rows] = order.at(first, first + len(rows))
+        return [Place(int(d), int(n)) for d, n in zip(datasets[inside], numbers, strict=True)]
+
+    def replacement(self, position: int, tries: int) -> Place:
+        """What stands in for an unusable sample: one of the same dataset and window, see `Order.replacement`."""
+        if len(self.orders) == 1:
+            return Place(0, self.orders[0].replacement(position, tries))
+        datasets, own = self._block_of(position // BLOCK)
+        dataset = int(datasets[position % BLOCK])
+        return Place(dataset, self.orders[dataset].replacement(int(own[position % BLOCK]), tries))
+
+    def _block(self, block: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The dataset of each position of a block, and the position in that dataset's own stream."""
+        before, after = self._counts(block * BLOCK), self._counts((block + 1) * BLOCK)
+        labels = np.repeat(np.arange(len(self.orders)), np.subtract(after, before))
+        datasets = labels[permutation(BLOCK, self.orders[0].seed, Purpose.MIXTURE, block)]
+        own = np.empty(BLOCK, dtype=np.int64)
+        for dataset, first in enumerate(before):
+            rows = datasets == dataset
+            own[rows] = first + np.arange(np.count_nonzero(rows))
+        return datasets.astype(np.int64), own
+
+    def _counts(self, position: int) -> list[int]:
+        """How many of the positions before this one each dataset has: differences of rounded sums, so they add up."""
+        sums = [int(share * position + Fraction(1, 2)) for share in self._upto]
+        return [after - before for before, after in zip([0, *sums], sums, strict=False)]

@@ -6,7 +6,7 @@ function of (manifest, phase, seed, n, rank, world), and the shares of all ranks
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ from clipa.data.decode import Pixels, decode_train
 from clipa.data.faults import Faults, tell_skipped
 from clipa.data.index import Part
 from clipa.data.loader import load
-from clipa.data.order import Order
+from clipa.data.order import Mixture, Order, Place
 from clipa.data.shards import Reader, ShardSet, caption_of, open_shards
 from clipa.data.tokenizer import tokenizer
 from clipa.errors import ConfigError, DataError
@@ -52,10 +52,13 @@ class Batch(NamedTuple):
 class _TrainShare:
     """Makes one rank's share of a step."""
 
-    def __init__(self, reader: Reader, phase: TrainPhase, words: str, seed: int, rank: int, world: int) -> None:
-        self._reader = reader
+    def __init__(
+        self, readers: Sequence[Reader], phase: TrainPhase, words: str, seed: int, rank: int, world: int
+    ) -> None:
+        self._readers = tuple(readers)
         self._words = words
-        self._order = Order(reader.sizes(), seed, phase.shuffle_window)
+        orders = [Order(reader.sizes(), seed, phase.shuffle_window) for reader in readers]
+        self._mixture = Mixture(orders, [portion.weight for portion in phase.portions])
         self._image: ImageInput = phase.image
         self._size = decoded_size(phase.image)
         self._text = phase.text
@@ -69,8 +72,8 @@ class _TrainShare:
         images = np.empty((self._share, 3, self._size, self._size), dtype=np.uint8)
         captions: list[str] = []
         firsts: list[str] = []
-        for row, number in enumerate(self._order.at(start, start + self._share)):
-            images[row], caption, faults = self._sample(start + row, int(number))
+        for row, place in enumerate(self._mixture.at(start, start + self._share)):
+            images[row], caption, faults = self._sample(start + row, place)
             captions.append(caption)
             firsts += faults[:1]
         return Batch(
@@ -81,18 +84,18 @@ class _TrainShare:
             examples="; ".join(firsts[:_EXAMPLES]),
         )
 
-    def _sample(self, position: int, number: int) -> tuple[Pixels, str, list[str]]:
+    def _sample(self, position: int, place: Place) -> tuple[Pixels, str, list[str]]:
         """(pixels, caption, what was wrong with the samples that stood here before)."""
         faults: list[str] = []
         while len(faults) <= _REPLACEMENTS:
             try:
-                sample = self._reader.read(number)
+                sample = self._readers[place.dataset].read(place.number)
                 caption = caption_of(sample)
                 draws = Draws(self._seed, position, Purpose.CROP)
                 return decode_train(sample.image, self._image, self._size, draws, sample.key), caption, faults
             except DataError as error:
-                faults.append(f"{self._reader.where(number)}: {error.what}")
-                number = self._order.replacement(position, len(faults) - 1)
+                faults.append(f"{self._readers[place.dataset].where(place.number)}: {error.what}")
+                place = self._mixture.replacement(position, len(faults) - 1)
         raise DataError(
             f"{len(faults)} samples in a row cannot be used: " + "; ".join(faults[:_EXAMPLES]),
             where=f"position {position}",
@@ -118,6 +121,7 @@ def train_batches(
     workers: int,
     pin: bool,
     tokenizer_name: str = "clip-bpe",
+    mixed: Sequence[ShardSet] = (),
 ) -> Iterator[Batch]:
     """One rank's batches of the steps start_step..stop_step-1, `phase.batch // world` samples each.
 
@@ -135,6 +139,7 @@ def train_batches(
         workers: processes that make batches; 0 makes them in this process.
         pin: put batches into pinned memory, for asynchronous copies to a GPU.
         tokenizer_name: `Model.text.tokenizer`.
+        mixed: the datasets of a mixture after its first one, `shards`, in the order of `phase.portions`.
 
     Raises:
         ConfigError: the global batch can't be divided among the ranks.
@@ -146,11 +151,15 @@ def train_batches(
             f"batch {phase.batch} cannot be divided among {world} processes",
             allowed=f"a multiple of {world}, such as {max(1, phase.batch // world) * world}",
         )
-    share = _TrainShare(Reader(shards, Part.CAPTION), phase, tokenizer_name, seed, rank, world)
+    sets = (shards, *mixed)
+    share = _TrainShare([Reader(one, Part.CAPTION) for one in sets], phase, tokenizer_name, seed, rank, world)
     _selection(tokenizer_name, phase.text, seed)  # loaded once here, inherited by forked workers
     if rank == 0:
-        tell_skipped(shards.folder, shards.skipped, shards.samples)
-    return _judged(load(share, range(start_step, stop_step), workers, pin), Faults(shards.folder))
+        for one in sets:
+            tell_skipped(one.folder, one.skipped, one.samples)
+    return _judged(
+        load(share, range(start_step, stop_step), workers, pin), Faults(", ".join(one.folder for one in sets))
+    )
 
 
 def _judged(batches: Iterator[Batch], faults: Faults) -> Iterator[Batch]:

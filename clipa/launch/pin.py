@@ -57,7 +57,7 @@ def with_data(pinned: Pinned | None, plan: Plan) -> Pinned | None:
     """The pin of one plan: data and weights that lie in folders are mounted too."""
     if pinned is None:
         return None
-    urls = [data.source.url for data in (plan.data, *(e.data for e in plan.evals.values())) if data]
+    urls = [data.source.url for data in (plan.data, *plan.mixed, *(e.data for e in plan.evals.values())) if data]
     urls += [plan.init.ref] if plan.init and not plan.init.is_run else []
     folders = [Path(url.removeprefix("file://")) for url in urls if "://" not in url or url.startswith("file://")]
     have = [mount.source for mount in pinned.mounts]

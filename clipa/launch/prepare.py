@@ -68,9 +68,7 @@ def prepare(request: Request) -> Prepared:
     pinned = pin.pin(cluster, request.run_root, request.cache, request.build)
     if pinned is None and cluster.slurm is None:
         # A login node needs no torch and no vocabulary, and the image has both.
-        _require_training_part()
-        if recipe.model.text.tokenizer != "clip-bpe":
-            find_vocabulary({**os.environ, **cluster.env})
+        _require_training_part(recipe, cluster)
     world = _world(cluster)
     shelf = _Shelf(request)
     created = time.time()
@@ -83,6 +81,7 @@ def prepare(request: Request) -> Prepared:
         where = f"{request.recipe.path}: phases.{name}"
         limits, phase, note = _limits(cluster, recipe, phase)
         notes += [f"{name}: {note}"] if note else []
+        mixed = shelf.mixture(phase, where)
         plan = Plan(
             run=f"{group}-{name}",
             group=group,
@@ -104,7 +103,8 @@ def prepare(request: Request) -> Prepared:
             name=request.name,
             seed=recipe.seed,
             parent=parent,
-            data=shelf.pin(phase.data, where) if not isinstance(phase, Eval) else None,
+            data=mixed[0] if mixed else None,
+            mixed=mixed[1:],
             evals=shelf.eval_sets(_sets(phase), recipe.evals),
             init=init,
             steps=0 if isinstance(phase, Eval) else budget.steps_of(phase.samples, phase.batch),
@@ -229,7 +229,7 @@ def _fitting(world: World, phase: Phase, where: str) -> World:
     return world
 
 
-def _require_training_part() -> None:
+def _require_training_part(recipe: Recipe, cluster: Cluster) -> None:
     missing = [name for name in ("torch", "timm", "webdataset") if importlib.util.find_spec(name) is None]
     if missing:
         raise MissingPart(
@@ -237,6 +237,8 @@ def _require_training_part() -> None:
             where=sys.prefix,
             hint="pip install 'clipa[train]'",
         )
+    if recipe.model.text.tokenizer != "clip-bpe":
+        find_vocabulary({**os.environ, **cluster.env})
 
 
 class _Shelf:
@@ -251,6 +253,20 @@ class _Shelf:
         self.notes: list[str] = []
         self._pinned: dict[str, Data] = {}
         self._sets: dict[str, dict[str, EvalData]] = {}
+
+    def mixture(self, phase: Phase, where: str) -> tuple[Data, ...]:
+        """The datasets that a phase trains on, in the order of its portions; none for an evaluation."""
+        if isinstance(phase, Eval):
+            return ()
+        found = tuple(self.pin(portion.name, where) for portion in phase.portions)
+        streamed = [data.name for data in found if data.access == "stream"]
+        if len(found) > 1 and streamed:
+            raise ConfigError(
+                f"{streamed[0]} would be streamed, and the datasets of a mixture are staged in this version",
+                where=f"{where}.data",
+                allowed='access = "stage", and a cache that it fits (cache_limit_gib)',
+            )
+        return found
 
     def pin(self, word: str, where: str) -> Data:
         """The dataset of this name or URL, pinned by the digest of its manifest."""

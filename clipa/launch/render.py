@@ -109,7 +109,7 @@ def describe(plans: Sequence[Plan], runs: Sequence[RunDir]) -> str:
 
 
 def _datasets(plan: Plan) -> list[Data]:
-    used = [plan.data, *(pinned.data for pinned in plan.evals.values())]
+    used = [plan.data, *plan.mixed, *(pinned.data for pinned in plan.evals.values())]
     return list({data.manifest: data for data in used if data}.values())
 
 

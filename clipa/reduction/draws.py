@@ -28,6 +28,7 @@ class Purpose(IntEnum):
     KEPT_WORDS = 8
     JITTER = 9
     GRAY = 10
+    MIXTURE = 11
 
 
 def _mixed(value: int) -> int:

@@ -123,7 +123,8 @@ def cost(
         for name, phase in recipe.phases.items()
         if isinstance(phase, TrainPhase)
     }
-    names = dict.fromkeys(phase.data for phase in recipe.phases.values() if isinstance(phase, TrainPhase))
+    trained = [phase for phase in recipe.phases.values() if isinstance(phase, TrainPhase)]
+    names = dict.fromkeys(portion.name for phase in trained for portion in phase.portions)
     return Cost(
         place=place,
         phases=phases,

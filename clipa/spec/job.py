@@ -79,6 +79,17 @@ def _require_sizes(sizes: tuple[int, ...], batch: int) -> None:
     require(batch >= 1, f"batch must be >= 1, got {batch}")
 
 
+class Portion(Struct, frozen=True, kw_only=True):
+    """A dataset in a mixture, and its share of the samples: its weight among the sum of all."""
+
+    name: str
+    weight: float
+
+    def __post_init__(self) -> None:
+        require(bool(self.name), "name must be that of a dataset, or a URL")
+        require(0 < self.weight < 1e9, f"weight must be > 0, got {self.weight}")
+
+
 class TrainPhase(Struct, frozen=True, kw_only=True, tag_field="kind"):
     """One training phase. `batch` is global: it does not change with the number of processes.
 
@@ -91,7 +102,7 @@ class TrainPhase(Struct, frozen=True, kw_only=True, tag_field="kind"):
     small datasets entirely.
     """
 
-    data: str
+    data: str | tuple[Portion, ...]
     samples: int
     batch: int
     image: ImageInput
@@ -111,7 +122,8 @@ class TrainPhase(Struct, frozen=True, kw_only=True, tag_field="kind"):
     shuffle_window: int = 65_536
 
     def __post_init__(self) -> None:
-        require(bool(self.data), "data must name a dataset or a URL")
+        require(bool(self.data), "data must name a dataset or a URL, or list datasets with weights")
+        _require_mixture(self.portions)
         require(self.batch >= 2, f"batch must be >= 2 (the contrastive loss needs a negative), got {self.batch}")
         require(
             self.samples >= self.batch,
@@ -125,6 +137,20 @@ class TrainPhase(Struct, frozen=True, kw_only=True, tag_field="kind"):
         require(0 <= self.recompute <= 1, f"recompute must be a share of the blocks, 0 to 1, got {self.recompute}")
         require(self.shuffle_window >= 1, f"shuffle_window must be >= 1 sample, got {self.shuffle_window}")
         require(self.log_every_samples >= 0, f"log_every_samples must be >= 0, got {self.log_every_samples}")
+
+    @property
+    def portions(self) -> tuple[Portion, ...]:
+        """The datasets and their weights; one has weight 1."""
+        return (Portion(name=self.data, weight=1.0),) if isinstance(self.data, str) else self.data
+
+
+def _require_mixture(portions: tuple[Portion, ...]) -> None:
+    names = [portion.name for portion in portions]
+    twice = next((name for name in names if names.count(name) > 1), "")
+    require(not twice, f"data names {twice!r} twice: give it one weight")
+    least = min(portions, key=lambda portion: portion.weight)
+    share = least.weight / sum(portion.weight for portion in portions)
+    require(share >= 0.001, f"data: {least.name!r} has {share:.5%} of the samples; at least 0.1 % is needed")
 
 
 class Pretrain(TrainPhase, frozen=True, kw_only=True, tag="pretrain"):

@@ -133,7 +133,8 @@ class Plan(Record, frozen=True, kw_only=True):
     name in the recipe. `parent` is the run that must be DONE first. `steps` and `warmup_steps` are the phase's
     budget in optimizer steps (0 for an evaluation). `point` is what a sweep changed for this run, as `--set` takes
     it; `element` is the number of that point, from 1, and on SLURM its index in the job array, of which `at_once`
-    elements run at the same time (0: no limit). `stages` is what a run that only stages brings.
+    elements run at the same time (0: no limit). `stages` is what a run that only stages brings,
+    `mixed` the datasets of a mixture after its first one, `data`.
     """
 
     run: str
@@ -159,6 +160,7 @@ class Plan(Record, frozen=True, kw_only=True):
     data: Data | None = None
     evals: dict[str, EvalData] = {}
     stages: tuple[Data, ...] = ()
+    mixed: tuple[Data, ...] = ()
     init: Weights | None = None
     steps: int = 0
     warmup_steps: int = 0
@@ -174,7 +176,12 @@ class Plan(Record, frozen=True, kw_only=True):
     @property
     def datasets(self) -> tuple[Data, ...]:
         """Everything that the phase reads."""
-        found = [*self.stages, self.data, *(data for e in self.evals.values() for data in (e.data, e.train))]
+        found = [
+            *self.stages,
+            self.data,
+            *self.mixed,
+            *(data for e in self.evals.values() for data in (e.data, e.train)),
+        ]
         return tuple(data for data in found if data is not None)
 
     @property

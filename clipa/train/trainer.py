@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from clipa.attempt.devices import Ranks
 from clipa.attempt.process import RESUMABLE, Session
@@ -72,15 +72,21 @@ class Trainer:
                 yield from self._batches_of(stream.shards, stream.tell)
             return
         self.pulse.at("indexing the data", self.step)
+        digests = [data.manifest for data in (self.plan.data, *self.plan.mixed)]
         if self.ranks.is_first:
-            open_pinned(self.session.run, self.plan, self.plan.data.manifest, self.pulse.beat)
+            for digest in digests:
+                open_pinned(self.session.run, self.plan, digest, self.pulse.beat)
         self.ranks.barrier()  # the first rank has written the shards' indices
-        yield from self._batches_of(open_pinned(self.session.run, self.plan, self.plan.data.manifest), lambda _: None)
+        shards, *mixed = (open_pinned(self.session.run, self.plan, digest) for digest in digests)
+        yield from self._batches_of(shards, lambda _: None, mixed)
 
-    def _batches_of(self, shards: ShardSet, tell: Callable[[int], None]) -> Iterator[Batch]:
+    def _batches_of(
+        self, shards: ShardSet, tell: Callable[[int], None], mixed: Sequence[ShardSet] = ()
+    ) -> Iterator[Batch]:
         batches = train_batches(
             shards,
             self.phase,
+            mixed=mixed,
             tokenizer_name=self.plan.model.text.tokenizer,
             seed=self.plan.seed,
             rank=self.ranks.rank,

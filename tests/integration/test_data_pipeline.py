@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 
@@ -20,7 +21,7 @@ from clipa.data.sources import ShardLabels
 from clipa.data.wds import shard_bytes
 from clipa.errors import ConfigError, DataError
 from clipa.spec.inputs import ImageInput, TextInput
-from clipa.spec.job import Optim, Pretrain
+from clipa.spec.job import Optim, Portion, Pretrain
 from clipa.storage import manifest as manifests
 from clipa.storage.manifest import Manifest, Shard
 
@@ -97,6 +98,29 @@ def test_the_ranks_together_see_the_global_batch(bucket: Path, world: int) -> No
     ]
     assert same(joined, batches(shards))
     assert torch.cat([b.positions for b in joined]).tolist() == list(range(3 * 24))
+
+
+def mixed_batches(bucket: Path, rank: int = 0, world: int = 1, start: int = 0) -> list[Batch]:
+    portions = (Portion(name="train", weight=0.25), Portion(name="val", weight=0.75))
+    phase_of_two = msgspec.structs.replace(phase(), data=portions)
+    stream = train_batches(
+        opened(bucket, "train"), phase_of_two, mixed=[opened(bucket, "val")], seed=5, rank=rank, world=world,
+        start_step=start, stop_step=6, workers=rank, pin=False,
+    )  # fmt: skip
+    return list(stream)
+
+
+def test_a_mixture_is_the_same_for_every_world_and_start(bucket: Path) -> None:
+    whole = mixed_batches(bucket)
+    assert same(mixed_batches(bucket, start=4), whole[4:])
+    halves = [mixed_batches(bucket, rank=rank, world=2) for rank in range(2)]
+    joined = [
+        Batch(*(torch.cat([a[part], b[part]]) for part in range(3)))  # type: ignore[misc]
+        for a, b in zip(*halves, strict=True)
+    ]
+    assert same(joined, whole)
+    for split in ("train", "val"):
+        assert not same(whole, batches(opened(bucket, split), stop=6))
 
 
 def test_a_resumed_stream_goes_on_as_if_nothing_had_happened(bucket: Path) -> None:
@@ -198,7 +222,7 @@ def test_too_large_a_share_of_bad_samples_stops_the_run(
 
 
 def test_what_makes_batches_travels_to_workers_that_are_not_forked(bucket: Path) -> None:
-    share = _TrainShare(Reader(opened(bucket, "val"), Part.CAPTION), phase(), "clip-bpe", 5, 0, 1)
+    share = _TrainShare([Reader(opened(bucket, "val"), Part.CAPTION)], phase(), "clip-bpe", 5, 0, 1)
     before = share(3)
     assert same([pickle.loads(pickle.dumps(share))(3)], [before])
 

@@ -2,10 +2,10 @@ import pickle
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipa.data.order import Order, permutation
+from clipa.data.order import BLOCK, Mixture, Order, permutation
 from clipa.reduction.draws import Purpose
 
 sizes = st.lists(st.integers(0, 30), min_size=1, max_size=12).filter(lambda s: sum(s) > 0)
@@ -108,3 +108,52 @@ def test_a_window_names_the_shards_that_its_positions_read(sizes: list[int], win
     assert read <= set(shards)
     assert sum(sizes[s] for s in shards) >= end - position
     assert {int(shard_of[order.replacement(position, tries)]) for tries in range(9)} <= set(shards)
+
+
+weighted = st.lists(
+    st.tuples(st.lists(st.integers(1, 50), min_size=1, max_size=4), st.integers(1, 40)), min_size=1, max_size=4
+)
+
+
+@given(weighted, seeds, st.integers(0, 3 * BLOCK), st.lists(st.integers(1, 900), max_size=5))
+def test_a_mixture_is_the_same_however_it_is_cut(parts, seed, start, cuts):
+    mixture = Mixture([Order(sizes, seed) for sizes, _ in parts], [weight for _, weight in parts])
+    whole = mixture.at(start, start + sum(cuts))
+    pieces = []
+    for cut in cuts:
+        pieces += pickle.loads(pickle.dumps(mixture)).at(start, start + cut)
+        start += cut
+    assert pieces == whole
+
+
+@settings(max_examples=25)
+@given(weighted, seeds, st.integers(1, 6))
+def test_a_mixture_is_exact_in_proportion_and_every_epoch_of_each_dataset_has_every_sample_once(parts, seed, blocks):
+    weights = [weight for _, weight in parts]
+    orders = [Order(sizes, seed) for sizes, _ in parts]
+    stream = Mixture(orders, weights).at(0, blocks * BLOCK)
+    for dataset, order in enumerate(orders):
+        numbers = [place.number for place in stream if place.dataset == dataset]
+        assert abs(len(numbers) - blocks * BLOCK * weights[dataset] / sum(weights)) <= 1
+        assert numbers == order.at(0, len(numbers)).tolist()  # its own stream, nothing left out
+    assert len(stream) == blocks * BLOCK
+
+
+def test_a_mixture_is_shuffled_and_of_one_dataset_is_that_dataset():
+    one = Order([100, 100], 3)
+    assert [place.number for place in Mixture([one], [0.2]).at(5, 300)] == one.at(5, 300).tolist()
+    stream = Mixture([one, Order([1000], 3)], [0.1, 0.9]).at(0, BLOCK)
+    places = [n for n, place in enumerate(stream) if place.dataset == 0]
+    assert len(places) in (409, 410)
+    gaps = np.diff(places)
+    assert gaps.min() == 1  # not every tenth
+    assert gaps.max() < 150
+
+
+@given(weighted, seeds, st.integers(0, 2 * BLOCK), st.integers(0, 5))
+def test_what_stands_in_for_a_sample_of_a_mixture_is_of_its_dataset(parts, seed, position, tries):
+    mixture = Mixture([Order(sizes, seed) for sizes, _ in parts], [weight for _, weight in parts])
+    [place] = mixture.at(position, position + 1)
+    stand_in = mixture.replacement(position, tries)
+    assert stand_in.dataset == place.dataset
+    assert 0 <= stand_in.number < mixture.orders[place.dataset].samples
