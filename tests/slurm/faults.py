@@ -98,15 +98,35 @@ def _warn(field: Field, run: str, chance: random.Random) -> None:
 
 def _end_time(field: Field, run: str, chance: random.Random) -> None:
     """The trainer is held until the limit strikes: slurmctld looks at the limits only once in a while."""
-    ranks = _end_time_hung(field, run, chance)
+    ranks = _cut_short(field, run)
     asked = Path(_environment(ranks[0])["CLIPA_STOP_FILE"])
     until(lambda: asked.exists() or not _alive(ranks), f"{run}: its time is over")  # SLURM's TERM may be quicker
     for pid in _alive(ranks):
         os.kill(pid, signal.SIGCONT)
+    _as_long_as_before(field, run)
 
 
-def _end_time_hung(field: Field, run: str, chance: random.Random) -> list[int]:
+def _as_long_as_before(field: Field, run: str) -> None:
+    """The limit that was cut strikes once. Else every attempt would have 2 minutes, of which the warning leaves 30 s:
+    on a busy machine less than a start takes, for ever.
+    """
+    until(lambda: field.said(run, events.Requeued), f"{run}: back in the queue")
+
+    def given_back() -> bool:
+        field.slurm.ask("scontrol", "update", f"jobid={field.job(run)}", "TimeLimit=30", check=False)
+        return "TimeLimit=00:30:00" in field.slurm.ask("scontrol", "show", "job", field.job(run))
+
+    until(given_back, f"{run}: its time")
+
+
+def _end_time_hung(field: Field, run: str, chance: random.Random) -> None:
     """The trainer can't save: SLURM kills everything after KillWait."""
+    _cut_short(field, run)
+    _as_long_as_before(field, run)
+
+
+def _cut_short(field: Field, run: str) -> list[int]:
+    """Hold the trainer, and end its time."""
     ranks = _ranks(field, run)
     for pid in ranks:
         os.kill(pid, signal.SIGSTOP)
