@@ -37,7 +37,7 @@ def test_a_pipeline_on_two_nodes_in_apptainer(field: Field, apptainer: Path, sif
         table=f'setup = ["export PATH={apptainer}:$PATH"]\n[container]\nruntime = "apptainer"\nimage = "{sif}"\n'
         f'mounts = ["{field.folder}/bucket"]',
     )
-    runs = field.submit("pipeline", "--set", "phases.finetune.samples=320")
+    runs = field.submit("pipeline", "--set", "phases.pretrain.samples=3200", "--set", "phases.finetune.samples=320")
     field.at_step(runs[0], 5)
     inside = [pid for pid, _ in processes_with(f"python -m clipa.train {field.dir(runs[0]).path}")]
     roots = {os.readlink(f"/proc/{pid}/root") for pid in inside}
@@ -45,7 +45,7 @@ def test_a_pipeline_on_two_nodes_in_apptainer(field: Field, apptainer: Path, sif
     assert roots, "the ranks run"
     assert mounts, "in a place of their own"
     os.kill(field.last(runs[0], events.Spawned).pids[0], signal.SIGKILL)  # type: ignore[union-attr]
-    field.run("wait", *runs)
+    field.run("wait", *runs, timeout=1200)
     assert states(field, *runs) == ["DONE"] * 3
     assert field.dir(runs[0]).claimed() == [1, 2]
     until(lambda: not field.processes(), "no process is left")
