@@ -9,7 +9,7 @@ from typing import Protocol
 
 from clipa.data.open_clip_file import open_clip_file
 from clipa.data.wordpiece import PAD, WordPiece
-from clipa.data.words import SHORT_WORD, WordTokenizer, is_plain
+from clipa.data.words import SHORT_WORD, WordTokenizer, is_plain, remember
 from clipa.errors import ConfigError, did_you_mean
 from clipa.reduction.text import Word
 
@@ -39,6 +39,7 @@ class Tokenizer(WordTokenizer):
         self._merge: Callable[[str], str] = source.bpe
         self._pieces = source.pat.finditer
         self._special = dict(source.cache)
+        self._known_pieces: dict[str, Word] = {}
         self.start = int(source.sot_token_id)
         self.end = int(source.eot_token_id)
         self.vocabulary = int(source.vocab_size)
@@ -48,7 +49,15 @@ class Tokenizer(WordTokenizer):
 
     def _split(self, run: str) -> tuple[Word, ...]:
         # No piece of open_clip's pattern reaches over a space.
-        return tuple(Word(match.group(), tuple(self._piece_ids(match.group()))) for match in self._pieces(run))
+        return tuple(self._word(match.group()) for match in self._pieces(run))
+
+    def _word(self, piece: str) -> Word:
+        # "(genus" is new, "(" and "genus" are not: of the pieces of runs that are new two in three are known.
+        known = self._known_pieces.get(piece)
+        if known is None:
+            known = Word(piece, tuple(self._piece_ids(piece)))
+            remember(self._known_pieces, piece, known)
+        return known
 
     def _piece_ids(self, piece: str) -> list[int]:
         symbols = "".join(self._source.byte_encoder[byte] for byte in piece.encode("utf-8"))

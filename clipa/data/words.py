@@ -70,12 +70,12 @@ class WordTokenizer(ABC):
 
     def _learn(self, run: str) -> tuple[Word, ...]:
         found = self._split(run)
-        _remember(self._known, run, found)
+        remember(self._known, run, found)
         return found
 
     def _learn_ids(self, run: str) -> tuple[int, ...]:
         ids = tuple(id_ for word in self._learn(run) for id_ in word.ids)
-        _remember(self._known_ids, run, ids)
+        remember(self._known_ids, run, ids)
         return ids
 
 
@@ -88,7 +88,8 @@ def is_plain(text: str) -> bool:
     return text.isascii() and text.isprintable() and "&" not in text
 
 
-def _remember(memory: dict[str, T], word: str, value: T) -> None:
+def remember(memory: dict[str, T], word: str, value: T) -> None:
+    """Keep what a word is, in a memory that has a bound; long words are not kept."""
     if len(word) <= SHORT_WORD:
         if len(memory) >= _CACHED_WORDS:
             memory.clear()

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipa.data.tokenizer import tokenizer
-from clipa.reduction.text import TokenSelection, Word, foremost, row_of
+from clipa.reduction.text import TokenSelection, Word, foremost
 from clipa.reduction.wordclass import WordClass
 from clipa.spec.inputs import TextInput
 
@@ -61,9 +61,26 @@ def in_words(ids: list[int]) -> str:
     return " ".join(WORD_OF[(id_,)] for id_ in ids)
 
 
+class Given:
+    """A tokenizer that gives these ids, however many are enough."""
+
+    start = 49_406
+
+    def __init__(self, rows: list[list[int]], end: int | None) -> None:
+        self._rows, self.end = rows, end
+
+    def ids(self, text: str, _enough: int) -> list[int]:
+        return self._rows[int(text)]
+
+    def words(self, text: str) -> list[Word]:
+        return [Word(str(id_), (id_,)) for id_ in self._rows[int(text)]]
+
+
 @given(st.lists(st.integers(1, 49_405), max_size=60), st.integers(3, 40), st.sampled_from([None, 49_407]))
 def test_a_row_has_its_length_and_its_marks(ids: list[int], tokens: int, end: int | None) -> None:
-    row = row_of(ids, tokens, 49_406, end)
+    # The second row shows that none of the first spills into it.
+    row, after = TokenSelection(Given([ids, [5]], end), TextInput(tokens=tokens))(["0", "1"]).tolist()
+    assert after[:2] == [49_406, 5]
     room = tokens - (1 if end is None else 2)
     assert len(row) == tokens
     assert row[0] == 49_406
