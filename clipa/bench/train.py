@@ -7,10 +7,16 @@ Warm-up is left out; sides take turns, window by window, in one process on the s
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import traceback
 from pathlib import Path
 
 from clipa.errors import ClipaError, MissingPart
+
+_HINT = (
+    "hint: without the compiler: --set phases.PHASE.compile=off; clipa --debug bench train ... shows where it failed"
+)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -52,6 +58,12 @@ def main(words: list[str] | None = None) -> int:
     except ClipaError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except RuntimeError as error:  # of torch, whose compiler and drivers fail in many ways
+        if os.environ.get("CLIPA_DEBUG"):
+            traceback.print_exc()
+        first = next(iter(str(error).strip().splitlines()), "")
+        print(f"error: torch failed: {type(error).__name__}: {first}\n{_HINT}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

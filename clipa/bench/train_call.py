@@ -93,6 +93,7 @@ def _device(word: str) -> torch.device:
         return torch.device("cpu")
     torch.backends.cuda.matmul.allow_tf32 = True  # as clipa.attempt.devices, and as open_clip's main
     torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = True  # as open_clip's main
     return torch.device("cuda", torch.cuda.current_device())
 
 

@@ -77,7 +77,8 @@ class Work(NamedTuple):
 
     def share(self) -> Size:
         """One GPU's share of the recipe's global batch on a node, in the recipe's passes."""
-        return Size(max(2, self.phase.batch // NODE_GPUS), self.phase.micro_batch)
+        share = max(2, self.phase.batch // NODE_GPUS)
+        return Size(share, min(self.phase.micro_batch or share, share))
 
     def plan(self, size: Size) -> Plan:
         """The plan of one process that trains this phase on `size.batch` samples a step."""

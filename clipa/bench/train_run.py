@@ -15,8 +15,7 @@ from clipa.bench.train_case import Size, Work
 from clipa.bench.train_facts import Measured, Ratio, Side
 from clipa.bench.train_fed import Shards, fed
 from clipa.bench.train_sides import Contender, Flags
-from clipa.bench.train_windows import Budget, Timed
-from clipa.data.pipeline import Batch
+from clipa.bench.train_windows import Budget, Entry, Timed
 from clipa.errors import TrainError
 from clipa.registry import calibration
 from clipa.registry.calibration import Calibration
@@ -55,7 +54,7 @@ def measure(work: Work, size: Size, ask: Ask) -> Measured:
     notes: list[str] = []
     while True:
         try:
-            timed, how, batches = _timed(work, size, ask)
+            timed, how, left_out = _timed(work, size, ask)
             break
         except RuntimeError as error:
             if not train_windows.is_out_of_memory(error):
@@ -66,7 +65,7 @@ def measure(work: Work, size: Size, ask: Ask) -> Measured:
         ask.tell(notes[-1])
         size = smaller
         train_windows.empty(work.device)
-    del batches
+    notes += left_out
     train_windows.empty(work.device)
     case = work.case(size)
     sides = tuple(_side(name, how[name], found, case.flops_per_sample, size, ask) for name, found in timed.items())
@@ -85,7 +84,8 @@ def _halved(size: Size) -> Size:
     return Size(size.batch if at_once else size.batch // 2, max(2, at_once) if size.at_once else 0)
 
 
-def _timed(work: Work, size: Size, ask: Ask) -> tuple[dict[str, Timed], dict[str, str], list[Batch]]:
+def _timed(work: Work, size: Size, ask: Ask) -> tuple[dict[str, Timed], dict[str, str], list[str]]:
+    """What the clock says of each side, how it computes, and what was left out."""
     batches = train_case.made_batches(work, size)
     how: dict[str, str] = {}
     start: dict[str, torch.Tensor] = {}
@@ -107,19 +107,25 @@ def _timed(work: Work, size: Size, ask: Ask) -> tuple[dict[str, Timed], dict[str
 
         return make
 
-    makers = [own, *map(rival, ask.rivals)]
+    entries = [Entry(OWN, own), *(Entry(flags.name, rival(flags)) for flags in ask.rivals)]
+    left_out: list[str] = []
+
+    def tell(words: str) -> None:
+        left_out.append(words)
+        ask.tell(words)
+
     case = work.case(size)
     ask.tell(
-        f"{case.recipe} {case.phase}: {size.batch:,} samples a step, {len(makers)} side(s), {ask.budget.seconds:.0f} s"
+        f"{case.recipe} {case.phase}: {size.batch:,} samples a step, {len(entries)} side(s), {ask.budget.seconds:.0f} s"
     )
-    timed = train_windows.measure(makers, size.batch, work.device, ask.budget)
+    timed = train_windows.measure(entries, size.batch, work.device, ask.budget, tell)
     if bad := learners[0].finite.read():
         raise TrainError(
             f"step {bad} was not finite, and no step after it was applied: their time means nothing",
             where=f"{case.recipe} {case.phase}",
             hint=f"--set phases.{case.phase}.optim.lr=1e-5",
         )
-    return timed, how, batches
+    return timed, how, left_out
 
 
 def _side(name: str, how: str, found: Timed, flops: int, size: Size, ask: Ask) -> Side:

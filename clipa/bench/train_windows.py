@@ -85,22 +85,39 @@ def settle(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+class Entry(NamedTuple):
+    """A side that is to be made: its name, and what makes it."""
+
+    name: str
+    make: Callable[[], Contender]
+
+
 def measure(
-    makers: Sequence[Callable[[], Contender]], batch: int, device: torch.device, budget: Budget
+    entries: Sequence[Entry], batch: int, device: torch.device, budget: Budget, tell: Callable[[str], None]
 ) -> dict[str, Timed]:
     """Make all sides, warm them up, and let them step in turn: A B A B ..., window by window.
 
     Args:
-        makers: of the sides, in the order of their turns.
+        entries: the sides in the order of their turns. One that fails is left out and told, but for the first.
         batch: samples a step.
         device: of all of them.
         budget: how long; at least FEWEST windows of each, whatever it says.
+        tell: told of a side that is left out.
     """
     clocks, warmth, held = [], [], []
-    for make in makers:
+    for entry in entries:
         before = _allocated(device)
-        clocks.append(_Clock(make(), batch, device))
-        warmth.append(clocks[-1].warm())
+        try:
+            clock = _Clock(entry.make(), batch, device)
+            warmth.append(clock.warm())
+        except (RuntimeError, AttributeError, ImportError) as error:  # the compiler's errors are RuntimeErrors
+            if not clocks or (isinstance(error, RuntimeError) and is_out_of_memory(error)):
+                raise
+            tell(
+                f"{entry.name} is left out, it fails here: {type(error).__name__}: {str(error).strip().splitlines()[0]}"
+            )
+            continue
+        clocks.append(clock)
         held.append(_allocated(device) - before)
     steps = [budget.steps or max(1, round(WINDOW_S / clock.run(1))) for clock in clocks]
     began, rounds = time.perf_counter(), 0

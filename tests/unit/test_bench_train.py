@@ -27,7 +27,7 @@ from clipa.bench.train_case import Size, Work, made_batches, work_of
 from clipa.bench.train_facts import Report, spread
 from clipa.bench.train_run import Ask
 from clipa.bench.train_sides import DEFAULTS, SAME, Contender
-from clipa.bench.train_windows import Budget
+from clipa.bench.train_windows import Budget, Entry
 from clipa.cli.main import app
 from clipa.data import demo
 from clipa.errors import ConfigError, InputError, MissingPart, TrainError
@@ -62,7 +62,9 @@ def test_sides_take_turns_and_the_warm_up_is_not_counted(monkeypatch: pytest.Mon
 
         return Contender(name, "", step)
 
-    timed = train_windows.measure([lambda: side("a", 0.25), lambda: side("b", 0.5)], 8, CPU, Budget(0.0))
+    timed = train_windows.measure(
+        [Entry("a", lambda: side("a", 0.25)), Entry("b", lambda: side("b", 0.5))], 8, CPU, Budget(0.0), print
+    )
     assert timed["a"].rates == [32.0] * train_windows.FEWEST
     assert timed["b"].rates == [16.0] * train_windows.FEWEST
     assert timed["a"].warm_s == 100.0 * train_windows.WARM_STEPS
@@ -79,7 +81,7 @@ def test_windows_go_on_for_as_long_as_the_budget_lasts(monkeypatch: pytest.Monke
         now[0] += 0.5
         return torch.zeros(())
 
-    timed = train_windows.measure([lambda: Contender("a", "", step)], 8, CPU, Budget(12.0))
+    timed = train_windows.measure([Entry("a", lambda: Contender("a", "", step))], 8, CPU, Budget(12.0), print)
     assert 10 <= len(timed["a"].rates) <= 12
 
 
@@ -149,6 +151,32 @@ def test_what_does_not_fit_is_measured_smaller_and_said(
     assert (found.case.batch, found.case.at_once) == (expected.batch, expected.at_once or expected.batch)
     assert len(found.notes) == (1 if at_once else 2)
     assert all("does not fit in memory" in note and note in said for note in found.notes)
+
+
+def test_a_rival_that_fails_is_left_out_and_named(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> object:
+        raise RuntimeError("the compiler has no compiler\nand more")
+
+    monkeypatch.setattr(train_sides, "theirs", broken)
+    found = train_run.measure(work, Size(8), Ask(QUICK, (DEFAULTS,)))
+    assert [side.name for side in found.sides] == ["clipa"]
+    assert not found.ratios
+    assert found.notes == (
+        "open_clip, defaults is left out, it fails here: RuntimeError: the compiler has no compiler",
+    )
+
+
+def test_torchs_own_failures_are_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object) -> object:
+        raise RuntimeError("no kernel image\nand more")
+
+    monkeypatch.setattr(train_sides, "ours", broken)
+    assert train.main(["demo", "--batch=4", "--device=cpu"]) == 1
+    err = capsys.readouterr().err
+    assert "error: torch failed: RuntimeError: no kernel image\nhint:" in err
+    assert "Traceback" not in err
 
 
 def test_another_error_is_no_lack_of_memory(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
