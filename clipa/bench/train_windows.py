@@ -104,7 +104,9 @@ def measure(
         budget: how long; at least FEWEST windows of each, whatever it says.
         tell: told of a side that is left out.
     """
-    clocks, warmth, held = [], [], []
+    clocks: list[_Clock] = []
+    warmth: list[tuple[float, float]] = []
+    held: list[int] = []
     for entry in entries:
         before = _allocated(device)
         try:
