@@ -1,9 +1,12 @@
-"""Samples that cannot be used: counted, told in the log, and too many of them refused."""
+"""Samples that cannot be used: counted by kind and shard, told in the log and the events, and too many refused."""
 
 from __future__ import annotations
 
 import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
 from functools import cache
+from typing import Literal, NamedTuple, TypeAlias
 
 from clipa.errors import DataError
 
@@ -11,56 +14,114 @@ _log = logging.getLogger(__name__)
 
 STRETCH = 1_000
 """Samples of one rank after which their share of unusable ones is judged."""
-LIMIT = 0.1
-"""The largest share of unusable samples. Web data sets have well below 1 %: more is a fault of whoever wrote them."""
+
+_EXAMPLES = 3
+_SHARDS = 20
+
+Kind: TypeAlias = Literal["image", "bomb", "caption", "size"]
+
+
+class Fault(NamedTuple):
+    """A sample that cannot be used: `image` (broken), `bomb` (too many pixels), `caption` (none, empty), `size`."""
+
+    kind: Kind
+    shard: str
+    what: str
+
+
+class Bad(NamedTuple):
+    """What one rank has met so far: samples that it saw, and those that could not be used, by kind and by shard."""
+
+    seen: int
+    kinds: dict[str, int]
+    shards: dict[str, int]
+    examples: tuple[str, ...]
+
+    def __str__(self) -> str:
+        kinds = ", ".join(f"{kind} {count}" for kind, count in self.kinds.items())
+        shards = ", ".join(f"{shard} {count}" for shard, count in self.shards.items())
+        return f"{kinds}; by shard: {shards}; such as {'; '.join(self.examples)}"
 
 
 class Faults:
-    """The unusable samples that one rank met. Tells of the 1st, 10th, 100th, ..., so that a log stays readable."""
+    """The unusable samples that one rank met.
 
-    def __init__(self, dataset: str) -> None:
-        self._dataset = dataset
-        self._seen = self._replaced = 0
-        self._seen_here = self._replaced_here = 0
-        self._told_at = 1
-        self._examples = ""
+    The log hears of the 1st, 10th, 100th, ..., so that it stays readable, and `tell` of those and of the rest at
+    the end of each stretch.
 
-    def add(self, samples: int, replaced: int, examples: str) -> None:
+    Args:
+        dataset: where they are from, for messages.
+        limit: the largest share of a stretch that may be unusable.
+        tell: is told what was met.
+    """
+
+    def __init__(self, dataset: str, limit: float, tell: Callable[[Bad], None]) -> None:
+        self._dataset, self._limit, self._tell = dataset, limit, tell
+        self._all: Counter[tuple[str, str]] = Counter()  # bounded by the shards
+        self._examples: tuple[str, ...] = ()
+        self._here: list[Fault] = []
+        self._seen = self._seen_here = self._count = self._told = 0
+        self._log_at = 1
+
+    def add(self, samples: int, faults: Sequence[Fault]) -> None:
         """Count a batch.
 
         Raises:
-            DataError: more than LIMIT of a stretch of STRETCH samples could not be used.
+            DataError: more than the limit of a stretch of STRETCH samples could not be used.
         """
         self._seen += samples
-        self._replaced += replaced
         self._seen_here += samples
-        self._replaced_here += replaced
-        self._examples = examples or self._examples
-        if self._replaced >= self._told_at:
-            self._tell()
+        self._count += len(faults)
+        self._all.update((fault.kind, fault.shard) for fault in faults)
+        self._here += faults
+        self._examples = _examples(faults) or self._examples
+        if self._count >= self._log_at:
+            bad = self._say()
+            _log.warning(
+                "%s: %d of %d samples could not be used and were replaced: %s",
+                self._dataset,
+                self._count,
+                bad.seen,
+                bad,
+            )
+            while self._log_at <= self._count:
+                self._log_at *= 10
         if self._seen_here >= STRETCH:
+            if self._count > self._told:
+                self._say()
             self._judge()
-            self._seen_here = self._replaced_here = 0
+            self._seen_here, self._here = 0, []
 
-    def _tell(self) -> None:
-        _log.warning(
-            "%s: %d of %d samples could not be used and were replaced, such as %s",
-            self._dataset,
-            self._replaced,
-            self._seen,
-            self._examples,
-        )
-        while self._told_at <= self._replaced:
-            self._told_at *= 10
+    def _say(self) -> Bad:
+        bad = _bad(self._seen, self._all, self._examples)
+        self._told = self._count
+        self._tell(bad)
+        return bad
 
     def _judge(self) -> None:
-        if self._replaced_here > LIMIT * self._seen_here:
-            raise DataError(
-                f"{self._replaced_here} of the last {self._seen_here} samples cannot be used, such as {self._examples}",
-                where=self._dataset,
-                allowed=f"at most {LIMIT:.0%}",
-                hint="check the shards: images must be jpg, png or webp, captions txt or json",
-            )
+        if len(self._here) <= self._limit * self._seen_here:
+            return
+        found: Counter[tuple[str, str]] = Counter((fault.kind, fault.shard) for fault in self._here)
+        raise DataError(
+            f"{len(self._here)} of the last {self._seen_here} samples cannot be used: "
+            f"{_bad(self._seen_here, found, _examples(self._here))}",
+            where=self._dataset,
+            allowed=f"at most {self._limit:.0%} (bad_samples of the phase)",
+            hint="clipa data doctor lists them; images must be jpg, png or webp, captions txt or json",
+        )
+
+
+def _bad(seen: int, found: Counter[tuple[str, str]], examples: tuple[str, ...]) -> Bad:
+    kinds: Counter[str] = Counter()
+    shards: Counter[str] = Counter()
+    for (kind, shard), count in found.items():
+        kinds[kind] += count
+        shards[shard] += count
+    return Bad(seen, dict(kinds.most_common()), dict(shards.most_common(_SHARDS)), examples)
+
+
+def _examples(faults: Sequence[Fault]) -> tuple[str, ...]:
+    return tuple(fault.what for fault in faults[:_EXAMPLES])
 
 
 @cache

@@ -95,6 +95,7 @@ def _made_by_workers(make: Callable[[int], T], indices: Sequence[int], workers: 
         num_workers=workers,
         prefetch_factor=_PREFETCH,
         pin_memory=pin,
+        collate_fn=_as_it_is,
         generator=torch.Generator(),  # else every loader would draw from the trainer's own random numbers
         multiprocessing_context="forkserver",
         worker_init_fn=begin,
@@ -120,6 +121,11 @@ def _made_by_workers(make: Callable[[int], T], indices: Sequence[int], workers: 
         if isinstance(item, ClipaError):
             raise item
         yield item
+
+
+def _as_it_is(item: T) -> T:
+    """Instead of torch's conversion, which makes lists of tuples."""
+    return item
 
 
 def _how_they_ended(processes: Sequence[BaseProcess]) -> str:

@@ -6,19 +6,19 @@ function of (manifest, phase, seed, n, rank, world), and the shares of all ranks
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from clipa.data.decode import Pixels, decode_train
-from clipa.data.faults import Faults, tell_skipped
+from clipa.data.decode import HugeImage, Pixels, decode_train
+from clipa.data.faults import Bad, Fault, Faults, Kind, tell_skipped
 from clipa.data.index import Part
 from clipa.data.loader import load
 from clipa.data.order import Mixture, Order, Place
-from clipa.data.shards import Reader, ShardSet, caption_of, open_shards
+from clipa.data.shards import Reader, Sample, ShardSet, caption_of, open_shards
 from clipa.data.tokenizer import tokenizer
 from clipa.errors import ConfigError, DataError
 from clipa.reduction.draws import Draws, Purpose
@@ -33,20 +33,19 @@ _REPLACEMENTS = 8
 """Unusable samples in a row before a dataset is called broken: at 10 % bad ones this happens once in 10^9."""
 
 _EXAMPLES = 3
-"""Unusable samples that a batch names."""
+"""Unusable samples that an error names."""
 
 
 class Batch(NamedTuple):
     """One rank's share of a step: images uint8 [b, 3, S, S], tokens int64 [b, L], positions in the stream int64 [b].
 
-    `replaced` samples could not be used, and another one stands in their place; `examples` names some and says why.
+    The samples of `faults` could not be used, and another one stands in the place of each.
     """
 
     images: torch.Tensor
     tokens: torch.Tensor
     positions: torch.Tensor
-    replaced: int = 0
-    examples: str = ""
+    faults: tuple[Fault, ...] = ()
 
 
 class _TrainShare:
@@ -71,7 +70,7 @@ class _TrainShare:
         start = step * self._batch + self._first
         images = np.empty((self._share, 3, self._size, self._size), dtype=np.uint8)
         captions: list[str] = []
-        firsts: list[str] = []
+        firsts: list[Fault] = []
         for row, place in enumerate(self._mixture.at(start, start + self._share)):
             images[row], caption, faults = self._sample(start + row, place)
             captions.append(caption)
@@ -80,27 +79,38 @@ class _TrainShare:
             torch.from_numpy(images),
             _selection(self._words, self._text, self._seed)(captions, range(start, start + self._share)),
             torch.arange(start, start + self._share),
-            replaced=len(firsts),
-            examples="; ".join(firsts[:_EXAMPLES]),
+            faults=tuple(firsts),
         )
 
-    def _sample(self, position: int, place: Place) -> tuple[Pixels, str, list[str]]:
+    def _sample(self, position: int, place: Place) -> tuple[Pixels, str, list[Fault]]:
         """(pixels, caption, what was wrong with the samples that stood here before)."""
-        faults: list[str] = []
+        faults: list[Fault] = []
         while len(faults) <= _REPLACEMENTS:
+            kind: Kind = "size"
             try:
                 sample = self._readers[place.dataset].read(place.number)
-                caption = caption_of(sample)
+                kind = "caption"
+                caption = _said(sample)
+                kind = "image"
                 draws = Draws(self._seed, position, Purpose.CROP)
                 return decode_train(sample.image, self._image, self._size, draws, sample.key), caption, faults
             except DataError as error:
-                faults.append(f"{self._readers[place.dataset].where(place.number)}: {error.what}")
+                shard, key = self._readers[place.dataset].place(place.number)
+                kind = "bomb" if isinstance(error, HugeImage) else kind
+                faults.append(Fault(kind, shard, f"{shard}: {key}: {error.what}"))
                 place = self._mixture.replacement(position, len(faults) - 1)
         raise DataError(
-            f"{len(faults)} samples in a row cannot be used: " + "; ".join(faults[:_EXAMPLES]),
+            f"{len(faults)} samples in a row cannot be used: " + "; ".join(fault.what for fault in faults[:_EXAMPLES]),
             where=f"position {position}",
             hint="check the shards: images must be jpg, png or webp, captions txt or json",
         )
+
+
+def _said(sample: Sample) -> str:
+    caption = caption_of(sample)
+    if not caption.strip():
+        raise DataError("the caption is empty", where=sample.key)
+    return caption
 
 
 @lru_cache(maxsize=4)
@@ -122,6 +132,7 @@ def train_batches(
     pin: bool,
     tokenizer_name: str = "clip-bpe",
     mixed: Sequence[ShardSet] = (),
+    tell: Callable[[Bad], None] = lambda _: None,
 ) -> Iterator[Batch]:
     """One rank's batches of the steps start_step..stop_step-1, `phase.batch // world` samples each.
 
@@ -140,10 +151,11 @@ def train_batches(
         pin: put batches into pinned memory, for asynchronous copies to a GPU.
         tokenizer_name: `Model.text.tokenizer`.
         mixed: the datasets of a mixture after its first one, `shards`, in the order of `phase.portions`.
+        tell: is told of samples that could not be used, all of this rank so far.
 
     Raises:
         ConfigError: the global batch can't be divided among the ranks.
-        DataError: no sample with image and caption, more than `faults.LIMIT` of a stretch or several in a row are
+        DataError: no sample with image and caption, more than `phase.bad_samples` of a stretch or several in a row are
             unusable, or a worker died.
     """
     if phase.batch % world:
@@ -158,13 +170,14 @@ def train_batches(
         for one in sets:
             tell_skipped(one.folder, one.skipped, one.samples)
     return _judged(
-        load(share, range(start_step, stop_step), workers, pin), Faults(", ".join(one.folder for one in sets))
+        load(share, range(start_step, stop_step), workers, pin),
+        Faults(", ".join(one.folder for one in sets), phase.bad_samples, tell),
     )
 
 
 def _judged(batches: Iterator[Batch], faults: Faults) -> Iterator[Batch]:
     for batch in batches:
-        faults.add(len(batch.positions), batch.replaced, batch.examples)
+        faults.add(len(batch.positions), batch.faults)
         yield batch
 
 

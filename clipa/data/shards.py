@@ -209,8 +209,12 @@ class Reader:
 
     def where(self, number: int) -> str:
         """Shard and key of a sample, for messages."""
+        return ": ".join(self.place(number))
+
+    def place(self, number: int) -> tuple[str, str]:
+        """The path of a sample's shard, and its key."""
         shard, row = self._find(number)
-        return f"{shard.index.shard}: {shard.index.key(row)}"
+        return str(shard.index.shard), shard.index.key(row)
 
     def read(self, number: int) -> Sample:
         """The bytes of sample `number`.

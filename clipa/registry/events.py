@@ -233,6 +233,20 @@ class Ended(Event, frozen=True, kw_only=True, tag="ended"):
     evidence: str = ""
 
 
+class BadData(Event, frozen=True, kw_only=True, tag="bad-data"):
+    """Of the `seen` samples that a rank has read in this attempt, those that could not be used, and were replaced.
+
+    `kinds` counts them by what is wrong (`image`, `bomb`, `caption`, `size`), `shards` by file, the 20 worst;
+    `examples` names some, with the reason. A later event of the same rank stands for all before it.
+    """
+
+    rank: int
+    seen: int
+    kinds: dict[str, int]
+    shards: dict[str, int]
+    examples: tuple[str, ...] = ()
+
+
 class Noted(Event, frozen=True, kw_only=True, tag="noted"):
     """Something that a person wants to know of while the attempt runs: `text`."""
 
@@ -249,6 +263,7 @@ AnyEvent: TypeAlias = (
     | Meeting
     | BadNode
     | Noted
+    | BadData
     | Requeued
     | Staged
     | Published

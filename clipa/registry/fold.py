@@ -6,6 +6,7 @@ in which it wrote them: clocks that differ or jump change nothing.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import TypeVar
@@ -70,7 +71,7 @@ def fold(
         stop=stop[-1] if stop else None,
         doing=doing,
         why=why,
-        notes=tuple(dict.fromkeys(event.text for event in _of(now, events.Noted))),
+        notes=(*dict.fromkeys(event.text for event in _of(now, events.Noted)), *_bad_data(now)),
         held_s=sum(_held(said) for said in by_attempt.values()),
         begun=bool(_of(now, events.Begun)),
         trainer=_last(_of(now, events.TrainerEnded)),
@@ -83,6 +84,25 @@ def fold(
         scores=_scores(everything),
         params=begun[-1].params if begun else 0,
         device=begun[-1].device if begun else "",
+    )
+
+
+def _bad_data(now: Iterable[AnyEvent]) -> tuple[str, ...]:
+    """The samples of an attempt that could not be used, of all ranks together, in one line; none where all could."""
+    by_rank = {event.rank: event for event in _of(now, events.BadData)}
+    if not by_rank:
+        return ()
+    kinds: Counter[str] = Counter()
+    shards: Counter[str] = Counter()
+    for event in by_rank.values():
+        kinds.update(event.kinds)
+        shards.update(event.shards)
+    words = ", ".join(f"{kind} {count:,}" for kind, count in kinds.most_common())
+    worst = ", ".join(f"{shard} {count:,}" for shard, count in shards.most_common(3))
+    example = next((event.examples[0] for event in by_rank.values() if event.examples), "")
+    return (
+        f"{sum(kinds.values()):,} samples could not be used and were replaced ({words}); by shard: {worst}"
+        + (f"; such as {example}" if example else ""),
     )
 
 

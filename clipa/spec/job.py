@@ -99,7 +99,8 @@ class TrainPhase(Struct, frozen=True, kw_only=True, tag_field="kind"):
     moments), `recompute` (the share of blocks whose activations are computed anew in the backward pass instead of
     being kept, 0 to 1) and `compile` (`auto`: on GPUs). `deterministic`: bit-identical repeats on GPUs too, slower.
     `shuffle_window`: samples that are shuffled together, at least, in whole shards: with 10,000 a shard, seven shards;
-    small datasets entirely.
+    small datasets entirely. `bad_samples`: the largest share that may be unusable (broken images, empty captions).
+    Web datasets have well below 1 %: more is a fault of whoever wrote them.
     """
 
     data: str | tuple[Portion, ...]
@@ -120,6 +121,7 @@ class TrainPhase(Struct, frozen=True, kw_only=True, tag_field="kind"):
     evaluate: Evaluate = Evaluate()
     log_every_samples: int = 0
     shuffle_window: int = 65_536
+    bad_samples: float = 0.1
 
     def __post_init__(self) -> None:
         require(bool(self.data), "data must name a dataset or a URL, or list datasets with weights")
@@ -136,6 +138,7 @@ class TrainPhase(Struct, frozen=True, kw_only=True, tag_field="kind"):
         require(self.micro_batch >= 0, f"micro_batch must be >= 0 (0: as the plan finds room), got {self.micro_batch}")
         require(0 <= self.recompute <= 1, f"recompute must be a share of the blocks, 0 to 1, got {self.recompute}")
         require(self.shuffle_window >= 1, f"shuffle_window must be >= 1 sample, got {self.shuffle_window}")
+        require(0 <= self.bad_samples <= 1, f"bad_samples must be a share, 0 to 1, got {self.bad_samples}")
         require(self.log_every_samples >= 0, f"log_every_samples must be >= 0, got {self.log_every_samples}")
 
     @property

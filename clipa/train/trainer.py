@@ -9,6 +9,7 @@ from clipa.attempt.devices import Ranks
 from clipa.attempt.process import RESUMABLE, Session
 from clipa.attempt.pulse import Pulse
 from clipa.attempt.weights import Found, read_tensors, resolve
+from clipa.data.faults import Bad
 from clipa.data.pinned import open_pinned, streamed
 from clipa.data.pipeline import Batch, ShardSet, train_batches
 from clipa.errors import TrainError
@@ -87,6 +88,7 @@ class Trainer:
             shards,
             self.phase,
             mixed=mixed,
+            tell=self._tell_bad,
             tokenizer_name=self.plan.model.text.tokenizer,
             seed=self.plan.seed,
             rank=self.ranks.rank,
@@ -104,6 +106,12 @@ class Trainer:
             yield batch
             tell(self.step)
             began = time.monotonic()
+
+    def _tell_bad(self, bad: Bad) -> None:
+        """Samples that could not be used, in a file of this rank's own."""
+        log = events.EventWriter(self.session.run, self.session.attempt, f"data-{self.ranks.rank}")
+        log.write(events.BadData, rank=self.ranks.rank, **bad._asdict())
+        log.close()
 
     def _start(self) -> int:
         """The weights to start from: this run's newest checkpoint, else the plan's, else random. Returns the step."""

@@ -78,7 +78,7 @@ def test_batches_are_what_they_say(bucket: Path) -> None:
         assert (batch.images.shape, batch.images.dtype) == ((24, 3, 16, 16), torch.uint8)
         assert (batch.tokens.shape, batch.tokens.dtype) == ((24, 8), torch.int64)
         assert batch.images.is_contiguous()
-        assert batch.replaced == 0
+        assert batch.faults == ()
         assert (batch.tokens[:, 0] == 49_406).all()
 
 
@@ -187,14 +187,14 @@ def test_bad_samples_are_replaced_the_same_way_for_every_world(tmp_path: Path, b
         samples.append((f"{number:03d}", {**bad, **caption}))
     shards = written(tmp_path, samples)
     whole = batches(shards)
-    assert 20 < sum(batch.replaced for batch in whole) < 40
+    assert 20 < sum(len(batch.faults) for batch in whole) < 40
     halves = [batches(shards, rank=rank, world=2, workers=rank) for rank in range(2)]
     joined = [
         Batch(*(torch.cat([a[part], b[part]]) for part in range(3)))  # type: ignore[misc]
         for a, b in zip(*halves, strict=True)
     ]
     assert same(joined, whole)
-    assert [a.replaced + b.replaced for a, b in zip(*halves, strict=True)] == [b.replaced for b in whole]
+    assert [a.faults + b.faults for a, b in zip(*halves, strict=True)] == [b.faults for b in whole]
 
 
 @pytest.mark.parametrize(("bad", "stops"), [(9, True), (17, False)])
@@ -207,17 +207,18 @@ def test_too_large_a_share_of_bad_samples_stops_the_run(
     steps = -(-STRETCH // 24)
     if stops:
         with pytest.raises(
-            DataError, match=r"11\d of the last 1008 samples cannot be used, such as .*0.tar: k\d"
+            DataError,
+            match=r"11\d of the last 1008 samples cannot be used: image 11\d; by .*0.tar 11\d; such as .*: k\d",
         ) as caught:
             batches(shards, stop=steps, workers=1)
         assert caught.value.where == str(tmp_path)
     else:
         found = batches(shards, stop=steps, workers=1)
-        assert 50 < sum(batch.replaced for batch in found) < 70
-        assert next(b.examples for b in found if b.replaced).count("the image cannot be decoded") >= 1
+        assert 50 < sum(len(batch.faults) for batch in found) < 70
+        assert "the image cannot be decoded" in next(b.faults[0].what for b in found if b.faults)
     told = [record.getMessage() for record in caplog.records]
     assert sum("1 samples have no image, or neither" in line and "180 remain" in line for line in told) == 1
-    replaced = [line for line in told if "were replaced, such as" in line]
+    replaced = [line for line in told if "were replaced: image " in line]
     assert 1 < len(replaced) <= 3  # the 1st, the 10th and the 100th, or the batch that they came in
 
 
