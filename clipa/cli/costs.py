@@ -132,13 +132,18 @@ def notes(loaded: LoadedRecipe, cost: Cost, published: Sequence[Published]) -> l
         if facts is not None and held is not None:
             lines.append(("shards", f"{name} {size(held)} on disk, {count(facts.samples)} samples ({facts.source})"))
         else:
-            lines.append(("shards", f"{name}: size not known; say it under [datasets.{name}] of the recipe"))
+            lines.append(("shards", f"{name}: size not known; say it under [datasets.{_key(name)}] of the recipe"))
     lines += [("rate", words) for words in dict.fromkeys(_rate(c.rate) for c in cost.phases.values() if c.rate)]
     lines += [("memory", words) for words in _too_large(cost)]
     for p in published:
         lines.append(("published", f"after {p.after}: {p.source}" + (f" ({p.note})" if p.note else "")))
     lines.append(("counted", "image tokens without the class token; FLOPs forward + backward; no evaluations"))
     return lines
+
+
+def _key(name: str) -> str:
+    """A name as TOML wants it in the head of a table: a URL needs quotes."""
+    return name if name.replace("-", "").replace("_", "").isalnum() else f'"{name}"'
 
 
 def _rate(rate: Rate) -> str:
