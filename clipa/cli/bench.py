@@ -43,9 +43,11 @@ def stage(
     url: Annotated[str, typer.Argument(help="s3://bucket/folder with shards.")],
     endpoint: Annotated[str, typer.Option("--endpoint", help="Of a store other than AWS.")] = "",
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Counted rounds.")] = 3,
+    core: Annotated[str, typer.Option("--core", help="Pin the tools to these cores, away from a server here.")] = "",
 ) -> None:
-    """CPU and wall time of staging, beside the other tools that are installed here."""
-    _run("clipa.bench.stage", url, "--rounds", str(rounds), *(["--endpoint", endpoint] if endpoint else []))
+    """CPU and wall time of staging, verified and not, beside the other tools that are installed here."""
+    given = {"--endpoint": endpoint, "--core": core, "--rounds": str(rounds)}
+    _run("clipa.bench.stage", url, *(word for name, value in given.items() if value for word in (name, value)))
 
 
 @app.command(epilog="Example: clipa bench submit --cluster slurm-dev")

@@ -195,8 +195,8 @@ def show_(runs: SomeRuns, json: Json = False) -> None:
             spent = f", {s.gpu_hours:,.2f} GPU-hours" if facts.plan.world.gpus else ""
             share = f", {100 * s.efficiency:.0f} % of it in steps that counted" if s.efficiency is not None else ""
             print(f"  waited {show.span(s.queue_s)}, held {show.span(facts.held_s)}{spent}{share}")
-        for text in facts.notes:
-            print(f"  note: {text}")
+        for line in show.remarks(facts):
+            print(f"  {line}")
         code = facts.plan.code
         print(f"  clipa {code.version} {code.revision[:12]}{' (dirty)' if code.dirty else ''}")
         if image := facts.plan.container:

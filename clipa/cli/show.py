@@ -12,12 +12,13 @@ from rich.table import Table
 
 from clipa.registry.state import State
 from clipa.spec.evalset import label
+from clipa.storage.pattern import redacted
 
 if TYPE_CHECKING:
     from clipa.launch.prepare import Prepared
     from clipa.launch.request import Submission
     from clipa.registry.events import Step
-    from clipa.registry.state import RunStatus, Score
+    from clipa.registry.state import Facts, RunStatus, Score
     from clipa.spec.plan import Plan
 
 STYLES = {
@@ -100,7 +101,7 @@ def reasons(found: Sequence[RunStatus]) -> list[str]:
     for s in found:
         if s.state in _BEHIND and known.get(s.parent) in _BEHIND[s.state]:
             continue
-        if s.why and s.state.value != "DONE":
+        if s.why and (s.state.value != "DONE" or s.remote is False):
             first, *rest = s.why.splitlines() or [""]
             lines.append(f"{s.run}: {f'[{s.cause}] ' if s.cause else ''}{first}")
             lines += [f"    {line}" for line in [*rest[:8], *filter(None, [s.evidence])]]
@@ -154,6 +155,16 @@ def rates(step: Step, devices: str) -> list[str]:
     speed += [f"peak memory {step.memory_gib:.1f} GiB"] if step.memory_gib is not None else []
     learnt = f"loss {step.loss:.4f}, lr {step.lr:.3g}, logit scale {step.logit_scale:.2f}{gradient}"
     return [f"step {step.step}: {learnt}", ", ".join(speed)]
+
+
+def remarks(facts: Facts) -> list[str]:
+    """Where a run's checkpoints are beside its folder, and what a person wanted to know while it ran."""
+    lines = [f"note: {text}" for text in facts.notes]
+    if facts.plan.publish and facts.remote is not None:
+        where = f"{redacted(facts.plan.publish.url).rstrip('/')}/{facts.plan.run}"
+        what = "the last checkpoint and all results are" if facts.remote.whole else "not all of it is"
+        lines.insert(0, f"{what} at {where}")
+    return lines
 
 
 def _number(value: float | None, form: str) -> str:

@@ -65,6 +65,8 @@ class Attempt:
         self._beat_due = 0.0
         self._deadline = time.monotonic() + 60 * plan.limits.time_limit_minutes - self.place.lead_s
         self._stop_file = Path()
+        self._asked_at: float | None = None
+        self._remote = publishing.Remote()
 
     def execute(self) -> Verdict:
         """Run the attempt and record its end; the caller decides what follows."""
@@ -85,9 +87,9 @@ class Attempt:
                 if self.plan.kind == "stage":
                     return Verdict("done")
                 if self.place.leads:
-                    for room in (publishing, telling):
-                        beside = room.alongside(self.run, self.plan, self.attempt, scratch, self._tick, self._leave_s)
-                        held.enter_context(beside)
+                    beside = (self.run, self.plan, self.attempt, scratch, self._tick, self._leave_by)
+                    self._remote = held.enter_context(publishing.alongside(*beside))
+                    held.enter_context(telling.alongside(*beside))
                 return self._ranks(lease)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -120,6 +122,8 @@ class Attempt:
                 retry=verdict.retry,
                 cause=cause.cause,
                 evidence=cause.line,
+                remote=self._remote.whole,
+                not_remote=self._remote.why,
             )
         else:
             outcome = "stopped" if verdict.outcome in ("cancelled", "blocked") else verdict.outcome
@@ -204,8 +208,11 @@ class Attempt:
         watch = hang.Watch(self.run, self.attempt, 60 * self.plan.limits.hang_minutes, time.monotonic())
         return self._watch(children, self.plan.phase, watch) or Verdict("done")
 
-    def _leave_s(self) -> float | None:
-        return self.plan.limits.leave_s if self._asked() else None
+    def _leave_by(self) -> float | None:
+        """Until when everything must have left; None while nobody asks. Saving and publishing share the time."""
+        if self._asked_at is None and self._asked():
+            self._asked_at = time.monotonic()
+        return None if self._asked_at is None else self._asked_at + self.plan.limits.leave_s
 
     def _note(self, text: str) -> None:
         self.log.write(events.Noted, text=text)
@@ -229,7 +236,7 @@ class Attempt:
                 now = time.monotonic()
                 if asked is None and (asked := self._asked()):
                     self._stop_file.write_text(asked.error or asked.outcome)
-                    kill_at = min(kill_at, now + self.plan.limits.leave_s)
+                    kill_at = min(kill_at, self._leave_by() or now)
                 if progress and not asked and not hung and (hung := progress.stuck(now)):
                     self._note(hung)
                     hang.dump(children)

@@ -9,17 +9,26 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from clipa.launch import render
-from clipa.launch.children import Child
+from clipa.launch.children import Child, last_lines
+from clipa.registry import events
 from clipa.registry.run_dir import RunDir
 from clipa.spec.plan import Plan
 
 _TICK_S = 0.1
 
 
+class Remote:
+    """What is known of the URL when the block of `alongside` is over: `whole` is None where the plan names none."""
+
+    def __init__(self) -> None:
+        self.whole: bool | None = None
+        self.why = ""
+
+
 @contextlib.contextmanager
 def alongside(
-    run: RunDir, plan: Plan, attempt: int, scratch: Path, tick: Callable[[], None], leave_s: Callable[[], float | None]
-) -> Iterator[None]:
+    run: RunDir, plan: Plan, attempt: int, scratch: Path, tick: Callable[[], None], leave_by: Callable[[], float | None]
+) -> Iterator[Remote]:
     """Publish for as long as the block lasts, and then what is left.
 
     Args:
@@ -28,32 +37,53 @@ def alongside(
         attempt: the attempt's number.
         scratch: a private folder.
         tick: called while the last upload is waited for.
-        leave_s: seconds that may be waited once the block is over; None: as long as it takes.
+        leave_by: the moment (of the monotonic clock) until which may be waited once the block is over; None: as long
+            as it takes.
     """
+    remote = Remote()
     if plan.publish is None:
-        yield
+        yield remote
         return
     until = scratch / "published"
-    logs = run.logs(attempt)
-    child = Child(render.publish_argv(run, attempt, until), plan.env, logs / "publish.log", logs / "publish.err")
+    child = _start(run, plan, attempt, until)
     try:
-        yield
+        yield remote
     finally:
-        finish([child], until, tick, leave_s)
+        until.touch()
+        if child.poll() is not None:
+            # It died before its time (memory, a person): what it left undone is one more look away.
+            child.sweep()
+            child = _start(run, plan, attempt, until)
+        finish([child], until, tick, leave_by)
+        remote.whole = child.poll() == 0
+        remote.why = "" if remote.whole else _why(run, attempt, child)
 
 
 def finish(
-    children: Sequence[Child], until: Path, tick: Callable[[], None], leave_s: Callable[[], float | None]
+    children: Sequence[Child], until: Path, tick: Callable[[], None], leave_by: Callable[[], float | None]
 ) -> None:
     """Tell children by the file `until` to end with what is left, and wait for them as long as that is allowed."""
     until.touch()
-    began = time.monotonic()
     while any(child.poll() is None for child in children):
         tick()
-        allowed = leave_s()
-        if allowed is not None and time.monotonic() - began > allowed:
+        limit = leave_by()
+        if limit is not None and time.monotonic() > limit:
             for child in children:
                 child.signal(signal.SIGKILL)
         time.sleep(_TICK_S)
     for child in children:
         child.sweep()
+
+
+def _start(run: RunDir, plan: Plan, attempt: int, until: Path) -> Child:
+    logs = run.logs(attempt)
+    return Child(render.publish_argv(run, attempt, until), plan.env, logs / "publish.log", logs / "publish.err")
+
+
+def _why(run: RunDir, attempt: int, child: Child) -> str:
+    if child.signalled:
+        return "there was no time left to bring it"
+    said = [e for e in events.read(run.event_file(attempt, "publish")) if isinstance(e, events.PublishEnded)]
+    if said and said[-1].why:
+        return said[-1].why
+    return "\n".join(last_lines(child.err)[-1:]) or f"the publisher ended with code {child.poll()}"

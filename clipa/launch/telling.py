@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def require_installed(trackers: Sequence[str], where: str) -> None:
 
 @contextlib.contextmanager
 def alongside(
-    run: RunDir, plan: Plan, attempt: int, scratch: Path, tick: Callable[[], None], leave_s: Callable[[], float | None]
+    run: RunDir, plan: Plan, attempt: int, scratch: Path, tick: Callable[[], None], leave_by: Callable[[], float | None]
 ) -> Iterator[None]:
     """Tell the plan's trackers for as long as the block lasts, and then what is left.
 
@@ -47,7 +48,7 @@ def alongside(
         attempt: the attempt's number.
         scratch: a private folder.
         tick: called while the last of it is waited for.
-        leave_s: seconds that may be waited once the block is over, where that is less than LAST_S.
+        leave_by: the moment (of the monotonic clock) until which may be waited, where that comes before LAST_S.
     """
     until, logs = scratch / "told", run.logs(attempt)
     children = [
@@ -59,4 +60,5 @@ def alongside(
     try:
         yield
     finally:
-        finish(children, until, tick, lambda: min(LAST_S, leave_s() or LAST_S))
+        last = time.monotonic() + LAST_S
+        finish(children, until, tick, lambda: min(last, leave_by() or last))

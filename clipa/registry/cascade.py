@@ -87,7 +87,7 @@ def reduce(
         cluster=plan.cluster,
         root=str(Path(facts.path).parent),
         state=state,
-        why=why,
+        why=_with_remote(facts, state, why),
         attempt=facts.attempt,
         attempts=len(facts.intents),
         step=step,
@@ -107,15 +107,29 @@ def reduce(
         image_tokens=patches,
         text_tokens=words,
         image_size=pixels,
-        hint=_HINTS.get(state, "").format(run=plan.run, group=plan.group),
+        hint=_hint(facts, state),
         job=facts.slurm_job,
         cause=ended.cause if ended else "",
         evidence=ended.evidence if ended else "",
         queue_s=_waited(facts),
         gpu_hours=facts.held_s * plan.world.gpus / 3600,
         efficiency=_efficiency(step * batch, speed, facts.held_s),
+        remote=facts.remote.whole if facts.remote else None,
         last_step=last,
     )
+
+
+def _with_remote(facts: Facts, state: State, why: str) -> str:
+    if not state.is_over or facts.remote is None or facts.remote.whole:
+        return why
+    left = f"not all of it is at the URL to publish to: {facts.remote.why or 'nobody knows why'}"
+    return f"{why}; {left}" if why else left
+
+
+def _hint(facts: Facts, state: State) -> str:
+    if state is State.DONE and facts.remote and not facts.remote.whole:
+        return f"python -m clipa.storage.publish {facts.path}"
+    return _HINTS.get(state, "").format(run=facts.plan.run, group=facts.plan.group)
 
 
 def _waited(facts: Facts) -> float | None:

@@ -124,6 +124,17 @@ class Published(Event, frozen=True, kw_only=True, tag="published"):
     seconds: float
 
 
+class PublishEnded(Event, frozen=True, kw_only=True, tag="publish-ended"):
+    """The publisher left: whether every whole checkpoint, the last one first, and all results are at the plan's URL.
+
+    `step`: the newest whole checkpoint here, 0 where there is none; `why`: what went wrong, in its words.
+    """
+
+    whole: bool
+    step: int = 0
+    why: str = ""
+
+
 class Spawned(Event, frozen=True, kw_only=True, tag="spawned"):
     """The ranks run: the process groups that the supervisor started, so that a cancel can reach them."""
 
@@ -223,6 +234,8 @@ class Ended(Event, frozen=True, kw_only=True, tag="ended"):
     `cancelled`: asked to leave by a person, `blocked`: the run that it waits for did not finish.
     `final`: no further attempt follows by itself. `retry`: whether trying again could help. `cause`: the kind of
     failure (clipa.launch.blame), `evidence`: the line of a log that says so, where the error does not.
+    `remote`: whether the last checkpoint and all results are at the plan's URL; None where it names none. `not_remote`:
+    why they are not.
     """
 
     outcome: Literal["done", "failed", "killed", "stopped", "cancelled", "blocked"]
@@ -231,6 +244,8 @@ class Ended(Event, frozen=True, kw_only=True, tag="ended"):
     retry: bool = True
     cause: str = ""
     evidence: str = ""
+    remote: bool | None = None
+    not_remote: str = ""
 
 
 class BadData(Event, frozen=True, kw_only=True, tag="bad-data"):
@@ -267,6 +282,7 @@ AnyEvent: TypeAlias = (
     | Requeued
     | Staged
     | Published
+    | PublishEnded
     | Spawned
     | Resolved
     | Begun

@@ -15,7 +15,7 @@ from clipa.registry import events
 from clipa.registry.events import AnyEvent
 from clipa.registry.liveness import Identity
 from clipa.registry.records import Intent, Stop
-from clipa.registry.state import Facts, Point, Score, State
+from clipa.registry.state import Facts, Point, Remote, Score, State
 from clipa.spec.plan import Plan
 
 HISTORY = 200
@@ -77,6 +77,7 @@ def fold(
         trainer=_last(_of(now, events.TrainerEnded)),
         ended=max(final, key=lambda event: event.t, default=None),
         unreadable=tuple(sorted(name for name, attempt in unreadable.items() if attempt == newest)),
+        remote=_remote(plan, everything, now),
         step=_reached(everything),
         last_step=_last(steps),
         speeds=tuple(event.samples_per_s for event in (_of(now, events.Step) or steps)[-SPEEDS:]),
@@ -112,6 +113,21 @@ def _of(found: Iterable[AnyEvent], kind: type[_E]) -> list[_E]:
 
 def _last(found: Sequence[_E]) -> _E | None:
     return found[-1] if found else None
+
+
+def _remote(plan: Plan, everything: Sequence[AnyEvent], now: Sequence[AnyEvent]) -> Remote | None:
+    """Whether all is at the URL, by the publisher's last word; by the supervisor's where it had no time for one; and
+    where both are gone, by the checkpoints that were saved and those that were brought.
+    """
+    if said := _last(_of(now, events.PublishEnded)):
+        return Remote(whole=said.whole, why=said.why)
+    ended = _last([event for event in _of(now, events.Ended) if event.remote is not None])
+    if ended:
+        return Remote(whole=bool(ended.remote), why=ended.not_remote)
+    saved = max((event.step for event in _of(everything, events.Saved)), default=0)
+    brought = max((event.step for event in _of(everything, events.Published)), default=0)
+    missing = plan.publish is not None and brought < saved
+    return Remote(whole=False, why=f"step {saved} was not brought") if missing else None
 
 
 def _before(everything: Iterable[AnyEvent], newest: int) -> str:

@@ -64,6 +64,13 @@ class Point(Record, frozen=True, kw_only=True):
     samples_per_s: float
 
 
+class Remote(Record, frozen=True, kw_only=True):
+    """Whether the last checkpoint and all results are at the URL that the run publishes to, and why they are not."""
+
+    whole: bool
+    why: str = ""
+
+
 class Facts(Record, frozen=True, kw_only=True):
     """Everything that a run's folder says, apart from the ages of its heartbeats. Round-trips through JSON.
 
@@ -79,6 +86,7 @@ class Facts(Record, frozen=True, kw_only=True):
         notes: what a person wants to know while it runs.
         held_s: seconds for which all attempts have held their processors, as far as their words go.
         unreadable: event files of the attempt that this user cannot read.
+        remote: what is at the URL that it publishes to; None: the plan names none, or nobody has said yet.
     """
 
     path: str
@@ -101,6 +109,7 @@ class Facts(Record, frozen=True, kw_only=True):
     trainer: events.TrainerEnded | None = None
     ended: events.Ended | None = None
     unreadable: tuple[str, ...] = ()
+    remote: Remote | None = None
     step: int = 0
     last_step: events.Step | None = None
     speeds: tuple[float, ...] = ()
@@ -118,7 +127,8 @@ class RunStatus(Record, frozen=True, kw_only=True):
     failure, `evidence`: the line of a log that says so; `queue_s`: from its first intent to its first start.
     `gpu_hours` are those of all attempts, `efficiency` the share (0..1) of their time that the steps that counted
     would have taken undisturbed. `image_size` is in pixels, 0 for an eval phase. `last_step`: what the newest step that
-    was told says.
+    was told says. `remote`: whether its last checkpoint and all results are at the plan's URL; None: it names none, or
+    nobody has said yet.
     """
 
     run: str
@@ -157,4 +167,5 @@ class RunStatus(Record, frozen=True, kw_only=True):
     queue_s: float | None = None
     gpu_hours: float = 0.0
     efficiency: float | None = None
+    remote: bool | None = None
     last_step: events.Step | None = None

@@ -1,9 +1,9 @@
 """Publishing: the checkpoints and results of a run to a URL, marker last. Never from the trainer.
 
 `python -m clipa.storage.publish RUN_DIR --attempt N --until FILE` is a child of the supervisor. It watches the run
-directory until FILE is there, then brings what is left and says by its exit code whether all of it is remote. Nothing
-waits for it meanwhile: where it is slower than the checkpoints come, those in the middle may be passed over, the last
-one never is.
+directory until FILE is there, then brings what is left and says by its exit code and its last event whether all of it
+is remote. Nothing waits for it meanwhile: where it is slower than the checkpoints come, those in the middle may be
+passed over, the last one never is. `python -m clipa.storage.publish RUN_DIR` brings what is left of a run that is over.
 """
 
 from __future__ import annotations
@@ -104,8 +104,14 @@ class Publisher:
         return total
 
 
-def follow(run: RunDir, attempt: int, until: Path, target: Dataset) -> int:
-    """Publish what there is and what comes, until the file `until` is there; the exit code.
+def _line(error: ClipaError | None) -> str:
+    if error is None:
+        return ""
+    return f"{error.where}: {error.what}" if error.where else error.what
+
+
+def follow(run: RunDir, attempt: int, until: Path | None, target: Dataset) -> int:
+    """Publish what there is and what comes, until the file `until` is there (none: what there is); the exit code.
 
     Trouble in between is said, and tried again with the next checkpoint; only what holds at the end counts.
     """
@@ -113,7 +119,7 @@ def follow(run: RunDir, attempt: int, until: Path, target: Dataset) -> int:
     publisher = Publisher(run, fast.open_store(msgspec.structs.replace(target, url=f"{base}/{run.id}")))
     log = events.EventWriter(run, attempt, "publish")
     while True:
-        last = until.exists()
+        last = until is None or until.exists()
         why: ClipaError | None = None
         try:
             while done := publisher.checkpoint():
@@ -124,6 +130,8 @@ def follow(run: RunDir, attempt: int, until: Path, target: Dataset) -> int:
             why = error
             print(error, file=sys.stderr, flush=True)
         if last:
+            newest = max((step for step, _ in run.complete_checkpoints()), default=0)
+            log.write(events.PublishEnded, whole=not why, step=newest, why=_line(why))
             log.close()
             return why.exit_code if why else 0
         if why:
@@ -137,8 +145,8 @@ def main() -> int:
         prog="clipa.storage.publish", description="publish a run's checkpoints and results"
     )
     parser.add_argument("run_dir", type=Path)
-    parser.add_argument("--attempt", type=int, required=True)
-    parser.add_argument("--until", type=Path, required=True)
+    parser.add_argument("--attempt", type=int, help="whose event file it writes (default: the newest)")
+    parser.add_argument("--until", type=Path, help="goes on until this file is there (default: brings what is there)")
     arguments = parser.parse_args()
     # An upload that is cut counts for nothing: the marker was not written.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(RESUMABLE))
@@ -147,7 +155,8 @@ def main() -> int:
         target = plans.decode(run.plan.read_bytes()).publish
         if target is None:
             raise InputError("the plan names no URL to publish to", where=str(run.plan))
-        return follow(run, arguments.attempt, arguments.until, target)
+        attempt = arguments.attempt or max(run.claimed(), default=1)
+        return follow(run, attempt, arguments.until, target)
     except (OSError, msgspec.MsgspecError) as error:
         print(f"{run.plan}: cannot be read: {error}", file=sys.stderr)
         return 2

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
 from clipa.errors import InputError, StorageError
 from clipa.launch import publishing, weights
+from clipa.launch.children import Child
 from clipa.registry import events
 from clipa.registry.run_dir import RunDir, write_whole
 from clipa.spec import card
@@ -112,7 +116,10 @@ def test_what_comes_is_published_and_can_be_started_from(
     until.touch()
     _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, "")
-    assert [event.step for event in events.read(run.event_file(1, "publish"))] == [1, 2]  # type: ignore[union-attr]
+    *brought, last = events.read(run.event_file(1, "publish"))
+    assert [event.step for event in brought] == [1, 2]  # type: ignore[union-attr]
+    assert isinstance(last, events.PublishEnded)
+    assert (last.whole, last.step) == (True, 2)
     assert markers(run, target) == ["step-000000001", "step-000000002"]
     assert {"plan.json", f"evals/{run.eval_file(1, 2, 'set', 16).name}"} <= set(names(run, target))
 
@@ -220,9 +227,11 @@ def test_a_store_that_refuses_is_said_and_costs_no_training(
     write_whole(run.plan, plans.encode(shut))
     checkpoint(run, 1, 1000)
     ticks: list[int] = []
-    with publishing.alongside(run, shut, 1, tmp_path, lambda: ticks.append(1), lambda: None):
+    with publishing.alongside(run, shut, 1, tmp_path, lambda: ticks.append(1), lambda: None) as remote:
         pass
     assert ticks
+    assert remote.whole is False
+    assert "cannot write" in remote.why or "failed" in remote.why
     said = (run.logs(1) / "publish.err").read_text()
     assert "Traceback" not in said
     assert "cannot write" in said or "failed" in said
@@ -233,8 +242,9 @@ def test_the_supervisors_child_brings_the_last_one_before_the_attempt_ends(tmp_p
     here = msgspec.structs.replace(plan, publish=Dataset(url=str(tmp_path / "remote")))
     run.plan.unlink()
     write_whole(run.plan, plans.encode(here))
-    with publishing.alongside(run, here, 1, tmp_path, lambda: None, lambda: None):
+    with publishing.alongside(run, here, 1, tmp_path, lambda: None, lambda: None) as remote:
         checkpoint(run, 1, 1000)
+    assert (remote.whole, remote.why) == (True, "")
     there = tmp_path / "remote" / run.id / "checkpoints" / "step-000000001"
     assert (there / card.COMPLETE_NAME).is_file()
     assert (there / card.WEIGHTS_NAME).read_bytes() == content(1, 1000)
@@ -245,10 +255,76 @@ def test_what_hangs_is_given_up_when_the_attempt_must_leave(tmp_path: Path, run:
     proxy.hold_puts = True
     checkpoint(run, 1, 1000)
     began = time.monotonic()
-    with publishing.alongside(run, plan, 1, tmp_path, lambda: None, lambda: 2.0):
+    with publishing.alongside(run, plan, 1, tmp_path, lambda: None, lambda: began + 2.0) as remote:
         pass
     proxy.release.set()
     assert time.monotonic() - began < 20
+    assert (remote.whole, remote.why) == (False, "there was no time left to bring it")
+
+
+def test_a_publisher_that_was_killed_is_started_again_for_the_last_one(
+    tmp_path: Path, run: RunDir, target: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plans.decode(run.plan.read_bytes())
+    started: list[Child] = []
+    real = publishing._start
+
+    def remember(*given: Any) -> Child:
+        started.append(real(*given))
+        return started[-1]
+
+    monkeypatch.setattr(publishing, "_start", remember)
+    with publishing.alongside(run, plan, 1, tmp_path, lambda: None, lambda: None) as remote:
+        os.kill(started[0].pid, signal.SIGKILL)
+        while started[0].poll() is None:
+            time.sleep(0.01)
+        checkpoint(run, 1, 1000)
+    assert len(started) == 2
+    assert remote.whole is True
+    assert markers(run, target) == ["step-000000001"]
+
+
+def test_a_server_that_is_away_at_the_end_is_waited_for(
+    tmp_path: Path, run: RunDir, target: Dataset, proxy: FaultProxy
+) -> None:
+    plan = plans.decode(run.plan.read_bytes())
+    with publishing.alongside(run, plan, 1, tmp_path, lambda: None, lambda: None) as remote:
+        proxy.away = True
+        checkpoint(run, 1, 1000)
+        back = threading.Timer(4.0, lambda: setattr(proxy, "away", False))
+        back.start()
+    assert not back.is_alive(), "it came back before the publisher gave up"
+    assert remote.whole is True
+    assert markers(run, target) == ["step-000000001"]
+
+
+def test_what_could_not_be_brought_is_said_and_the_next_attempt_brings_it(
+    tmp_path: Path, run: RunDir, target: Dataset, proxy: FaultProxy
+) -> None:
+    plan = plans.decode(run.plan.read_bytes())
+    proxy.away = True
+    checkpoint(run, 1, 1000)
+    until = time.monotonic() + 3
+    with publishing.alongside(run, plan, 1, tmp_path, lambda: None, lambda: until) as remote:
+        pass
+    assert (remote.whole, remote.why) == (False, "there was no time left to bring it")
+    proxy.away = False
+    assert markers(run, target) == []
+    with publishing.alongside(run, plan, 2, tmp_path, lambda: None, lambda: None) as remote:
+        checkpoint(run, 2, 1000)
+    assert remote.whole is True
+    assert markers(run, target) == ["step-000000001", "step-000000002"]
+    said = [e for e in events.read(run.event_file(2, "publish")) if isinstance(e, events.PublishEnded)]
+    assert [(e.whole, e.step, e.why) for e in said] == [(True, 2, "")]
+
+
+def test_what_is_left_of_a_run_that_is_over_is_brought_by_hand(run: RunDir, target: Dataset) -> None:
+    checkpoint(run, 1, 1000)
+    run.claim(3)
+    argv = [sys.executable, "-m", "clipa.storage.publish", str(run.path)]
+    assert subprocess.run(argv, check=False, capture_output=True, timeout=60).returncode == 0
+    assert markers(run, target) == ["step-000000001"]
+    assert [type(e) for e in events.read(run.event_file(3, "publish"))] == [events.Published, events.PublishEnded]
 
 
 def test_publishing_has_an_entry_for_people(tmp_path: Path) -> None:

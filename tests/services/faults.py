@@ -20,7 +20,9 @@ more than the range, as from a server that knows none."""
 
 
 class FaultProxy(ThreadingHTTPServer):
-    """Passes everything on; the next ranged GETs meet `faults`, in order. `on_range` sees each ranged GET before it."""
+    """Passes everything on; the next ranged GETs meet `faults`, in order. `on_range` sees each ranged GET before it.
+    While it is `away` nothing gets an answer.
+    """
 
     daemon_threads = True
 
@@ -36,6 +38,7 @@ class FaultProxy(ThreadingHTTPServer):
         self.met: list[Fault] = []
         self.ranges = self.puts = 0
         self.hold_puts = False
+        self.away = False
         self.paths: list[tuple[str, str]] = []
         self.stalled = threading.Event()
         self.release = threading.Event()
@@ -64,6 +67,9 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def _pass_on(self) -> None:
+        if self.server.away:
+            self.close_connection = True
+            return
         ranged = self.command == "GET" and "Range" in self.headers
         fault = self.server.next_fault() if ranged else "ok"
         self.server.paths.append((self.command, self.path))

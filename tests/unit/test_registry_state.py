@@ -81,6 +81,41 @@ def facts_of(run: RunDir) -> Facts:
     return facts
 
 
+REMOTE = {"event": "publish-ended", "whole": True, "step": 10}
+NOT_REMOTE = {"event": "publish-ended", "whole": False, "why": "no answer"}
+
+
+@pytest.mark.parametrize(
+    ("found", "remote", "why", "hint"),
+    [
+        ([ended("done")], None, "why", ""),
+        ([REMOTE, {**ended("done"), "remote": True}], True, "why", ""),
+        (
+            [{**ended("done"), "error": "", "remote": False, "not_remote": "no time"}],
+            False,
+            "not all of it is at the URL to publish to: no time",
+            "python -m clipa.storage.publish {path}",
+        ),
+        (
+            [NOT_REMOTE, {**ended("failed"), "remote": False, "not_remote": "no answer"}],
+            False,
+            "why; not all of it is at the URL to publish to: no answer",
+            "clipa resume r1",
+        ),
+        # Brought by hand later.
+        ([NOT_REMOTE, {**ended("done"), "remote": False}, REMOTE], True, "why", ""),
+        # As long as it runs nothing is missing yet.
+        ([STARTED, SPAWNED], None, "", ""),
+    ],
+)
+def test_what_is_not_remote_is_said(
+    tmp_path: Path, found: list[dict[str, Any]], remote: bool | None, why: str, hint: str
+) -> None:
+    run = make(tmp_path, found)
+    status = reduce(facts_of(run), lambda _: True, 1.0, time.time())
+    assert (status.remote, status.why, status.hint) == (remote, why, hint.format(path=run.path))
+
+
 @pytest.mark.parametrize(
     ("found", "alive", "beat", "state"),
     [
