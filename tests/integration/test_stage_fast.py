@@ -35,8 +35,8 @@ def test_nothing_but_staging_processes_imports_the_door_to_obstore() -> None:
         if "import fast" in path.read_text() or "storage.fast" in path.read_text()
     }
     of_their_own = {"clipa/storage/stage.py", "clipa/storage/bring.py", "clipa/storage/publish.py"}
-    # Workers of doctor and shrink: spawned, so that they have nobody's store, and they fork nothing.
-    of_their_own |= {"clipa/data/examine.py", "clipa/data/rewrite.py"}
+    # Workers of doctor and shrink, and the streamer: spawned or executed, so that they have nobody's store.
+    of_their_own |= {"clipa/data/examine.py", "clipa/data/rewrite.py", "clipa/data/streamer.py"}
     assert users <= of_their_own
     door = "import sys, clipa.storage.fast; sys.exit('obstore' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", door], check=False).returncode == 0
