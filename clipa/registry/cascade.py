@@ -78,13 +78,8 @@ def reduce(
     plan, ended, last, speed = facts.plan, facts.ended, facts.last_step, _median(facts.speeds)
     steps, step, (batch, pixels, patches, words) = plan.steps, min(facts.step, plan.steps), _shape(plan)
     return RunStatus(
-        run=plan.run,
-        group=plan.group,
-        name=plan.name,
-        phase=plan.phase,
-        kind=plan.kind,
-        recipe=plan.recipe,
-        cluster=plan.cluster,
+        run=plan.run, group=plan.group, name=plan.name, phase=plan.phase, kind=plan.kind,
+        recipe=plan.recipe, cluster=plan.cluster,
         root=str(Path(facts.path).parent),
         state=state,
         why=_with_remote(facts, state, why),
@@ -116,7 +111,7 @@ def reduce(
         efficiency=_efficiency(step * batch, speed, facts.held_s),
         remote=facts.remote.whole if facts.remote else None,
         last_step=last,
-    )
+    )  # fmt: skip
 
 
 def _with_remote(facts: Facts, state: State, why: str) -> str:
