@@ -20,7 +20,7 @@ from clipa.launch import devices, pin, weights
 from clipa.launch.evaluation import pin_sets
 from clipa.launch.stage_job import with_stage
 from clipa.registry import provenance
-from clipa.spec import budget, catalog
+from clipa.spec import budget, catalog, cost, hardware
 from clipa.spec.cluster import Cluster, Dataset
 from clipa.spec.evalset import EvalSet
 from clipa.spec.job import Eval, Phase, Recipe, TrainPhase
@@ -77,10 +77,10 @@ def prepare(request: Request) -> Prepared:
     notes: list[str] = []
     init, parent = request.init, ""
     for name in request.phases:
-        phase = recipe.phases[name]
         where = f"{request.recipe.path}: phases.{name}"
-        limits, phase, note = _limits(cluster, recipe, phase)
-        notes += [f"{name}: {note}"] if note else []
+        limits, phase, note = _limits(cluster, recipe, recipe.phases[name])
+        phase, passes = _in_passes(cluster, recipe, phase, world)
+        notes += [f"{name}: {said}" for said in (note, passes) if said]
         mixed = shelf.mixture(phase, where)
         plan = Plan(
             run=f"{group}-{name}",
@@ -145,6 +145,27 @@ def _limits(cluster: Cluster, recipe: Recipe, phase: Phase) -> tuple[Limits, Pha
     every = min(phase.checkpoint.every_minutes, times.every_minutes)
     checkpoint = msgspec.structs.replace(phase.checkpoint, every_minutes=every)
     return limits, msgspec.structs.replace(phase, checkpoint=checkpoint), times.note
+
+
+def _in_passes(cluster: Cluster, recipe: Recipe, phase: Phase, world: World) -> tuple[Phase, str]:
+    """The phase with as large a micro-batch as its GPUs have room for, where the recipe leaves it open, and a remark.
+
+    The GPU is the profile's `gpu_model`, else the first one that is here; without one the whole share passes at once.
+    """
+    if isinstance(phase, Eval) or phase.micro_batch or not world.gpus or phase.batch % world.processes:
+        return phase, ""
+    gpu = hardware.gpu_of(cluster)
+    if gpu is None and cluster.slurm is None:
+        here = devices.gpus(os.environ.get("CUDA_VISIBLE_DEVICES"))
+        gpu = hardware.gpu_named(here[0].name) if here else None
+    if gpu is None:
+        return phase, "one pass for all samples of a GPU: its memory is not known (gpu_model of the cluster profile)"
+    local = phase.batch // world.processes
+    micro = cost.micro_that_fits(recipe.model, phase, gpu, world.gpus)
+    passes = f"{local // micro} passes of {micro:,}" if micro < local else "one pass"
+    held = cost.memory_bytes(recipe.model, phase, budget.train_budget(recipe.model, phase), world.gpus, micro)
+    note = f"{passes} for the {local:,} samples of a GPU, about {held / 1e9:.0f} of {gpu.memory_gb:g} GB ({gpu.model})"
+    return msgspec.structs.replace(phase, micro_batch=micro), note
 
 
 def select_phases(recipe: Recipe, what: str, where: str) -> tuple[str, ...]:

@@ -24,7 +24,8 @@ def steps_of(samples: int, batch: int) -> int:
     return -(-samples // batch)
 
 
-def _blocks_params(width: int, layers: int, mlp_ratio: float) -> int:
+def blocks_params(width: int, layers: int, mlp_ratio: float) -> int:
+    """Parameters of the blocks of a tower."""
     mlp = int(width * mlp_ratio)
     attention = 4 * width * width + 4 * width
     feed_forward = 2 * width * mlp + mlp + width
@@ -41,14 +42,14 @@ def image_params(tower: ImageTower, patches: int, embed_dim: int, norm_pre: bool
     positions = (patches + 1) * tower.width
     class_token = tower.width
     norms = (4 if norm_pre else 2) * tower.width
-    blocks = _blocks_params(tower.width, tower.layers, tower.mlp_ratio)
+    blocks = blocks_params(tower.width, tower.layers, tower.mlp_ratio)
     return patch + class_token + positions + norms + blocks + tower.width * embed_dim
 
 
 def text_params(tower: TextTower, tokens: int, embed_dim: int) -> int:
     """Parameters of the text tower with learnable positions for `tokens`."""
     table = VOCABULARY[tower.tokenizer] * tower.width
-    blocks = _blocks_params(tower.width, tower.layers, tower.mlp_ratio)
+    blocks = blocks_params(tower.width, tower.layers, tower.mlp_ratio)
     return table + tokens * tower.width + 2 * tower.width + blocks + tower.width * embed_dim
 
 

@@ -2,8 +2,8 @@
 
 `card.json` lies in every checkpoint folder, so that a fine-tune or an evaluation can be refused before it is queued.
 
-A checkpoint folder holds `model.safetensors`, `optimizer.safetensors`, `state.json`, `card.json` and, written last,
-`COMPLETE` (JSON: file name -> size and SHA-256).
+A checkpoint folder holds `model.safetensors`, `optimizer.safetensors` (or `optimizer-*`, one a rank), `state.json`,
+`card.json` and, written last, `COMPLETE` (JSON: file name -> size and SHA-256).
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import msgspec
 
-from clipa.spec.budget import BACKWARD, PhaseBudget, forward_flops, train_budget
+from clipa.spec.budget import BACKWARD, PhaseBudget, blocks_params, forward_flops, train_budget
 from clipa.spec.hardware import GPUS, Gpu, gpu_named
 from clipa.spec.job import Recipe, TrainPhase
 from clipa.spec.model import ImageTower, Model, TextTower
@@ -33,6 +33,8 @@ CHECKPOINT_BYTES = 12
 """Of each parameter in a checkpoint: itself and two moments, fp32."""
 CONTEXT_BYTES = 2_000_000_000
 """CUDA's context, cuBLAS' and NCCL's workspaces, the allocator's slack: an allowance."""
+FILL = 0.9
+"""Of a GPU's memory as sold, that a plan counts on."""
 SIMILARITIES = 2**26
 """Similarities that the loss holds at once (clipa.model.loss.AT_ONCE), in fp32, three blocks of them."""
 
@@ -165,7 +167,7 @@ def sum_of(values: Sequence[float | None]) -> float | None:
 def _phase(model: Model, phase: TrainPhase, place: Place, measured: Sequence[Measured], mfu: float) -> PhaseCost:
     budget = train_budget(model, phase)
     local = -(-phase.batch // max(1, place.gpus))
-    micro = min(phase.micro_batch or local, local)
+    micro = min(phase.micro_batch, local) or micro_that_fits(model, phase, place.gpu, place.gpus)
     rate = rate_of(model, budget, place, measured, mfu)
     hours = budget.samples / rate.samples_per_s / 3600 if rate else None
     return PhaseCost(
@@ -224,26 +226,63 @@ def activation_bytes(tower: ImageTower | TextTower, tokens: int, bf16: bool) -> 
     return int(tower.layers * tokens * tower.width * per)
 
 
+def micro_that_fits(model: Model, phase: TrainPhase, gpu: Gpu | None, gpus: int) -> int:
+    """The largest micro-batch, a whole part of one GPU's share of a step, with which the phase fits into the GPU.
+
+    The whole share where no GPU is known. 1 where nothing fits: `clipa plan` names what is missing.
+    """
+    local = -(-phase.batch // max(1, gpus))
+    if gpu is None:
+        return local
+    budget, room = train_budget(model, phase), FILL * gpu.memory_gb * 1e9
+    parts = (micro for micro in range(local, 0, -1) if local % micro == 0)
+    return next((micro for micro in parts if memory_bytes(model, phase, budget, gpus, micro) <= room), 1)
+
+
 def memory_bytes(model: Model, phase: TrainPhase, budget: PhaseBudget, gpus: int, micro: int) -> int:
     """The peak of one GPU, without `torch.compile` (which keeps less): weights and optimizer, the activations of one
     pass, the batch as bytes, all ranks' features with their gradients, and blocks of similarities.
     """
     bf16 = phase.precision != "fp32"
-    state = STATE_BYTES + (BUCKET_BYTES if gpus > 1 else 0) + (CAST_BYTES if bf16 else 0)
-    image = activation_bytes(model.image, budget.image_tokens + 1, bf16)
-    text = activation_bytes(model.text, budget.text_tokens, bf16)
+    image = _kept_bytes(model.image, budget.image_tokens + 1, bf16, phase.recompute)
+    text = _kept_bytes(model.text, budget.text_tokens, bf16, phase.recompute)
     pixels = 3 * phase.image.size**2
     local = -(-phase.batch // max(1, gpus))
     similarities = 3 * 4 * min(SIMILARITIES, local * phase.batch)
     features = 4 * 4 * phase.batch * model.embed_dim
     return (
         CONTEXT_BYTES
-        + state * budget.params
+        + _state_bytes(model, phase, budget, gpus, bf16)
         + micro * (image + text + 4 * pixels)
         + local * pixels
         + features
         + similarities
     )
+
+
+def _state_bytes(model: Model, phase: TrainPhase, budget: PhaseBudget, gpus: int, bf16: bool) -> int:
+    """Weights, gradients and moments. Under FSDP2 a rank holds its part of them, and for the time of their use, with
+    their gradients, what is in no block (fp32) and two blocks (one computes, the next one arrives).
+    """
+    cast = CAST_BYTES if bf16 else 0
+    if phase.parallel == "ddp" or gpus <= 1:
+        return (STATE_BYTES + (BUCKET_BYTES if gpus > 1 else 0) + cast) * budget.params
+    blocks = [(tower.layers, _block_params(tower)) for tower in (model.image, model.text)]
+    outside = budget.params - sum(layers * params for layers, params in blocks)
+    largest = max(params for _, params in blocks)
+    return STATE_BYTES * budget.params // gpus + 8 * outside + 2 * (4 + (cast or 4)) * largest
+
+
+def _block_params(tower: ImageTower | TextTower) -> int:
+    return blocks_params(tower.width, 1, tower.mlp_ratio)
+
+
+def _kept_bytes(tower: ImageTower | TextTower, tokens: int, bf16: bool, recompute: float) -> int:
+    """What a pass keeps of one sample: of a recomputed block its input in fp32, and all of one while it is computed."""
+    full = activation_bytes(tower, tokens, bf16)
+    again = round(recompute * tower.layers)
+    inputs = 4 * again * tokens * tower.width
+    return full * (tower.layers - again) // tower.layers + inputs + (full // tower.layers if again else 0)
 
 
 def loader_cores(size: int, samples_per_s: float) -> int:

@@ -44,16 +44,23 @@ class Optim(Struct, frozen=True, kw_only=True):
 
 
 class Checkpoints(Struct, frozen=True, kw_only=True):
-    """When to save, and the rule of pruning: the newest `keep` stay, and the final one always."""
+    """When to save, and the rule of pruning: the newest `keep` stay, and the final one always.
+
+    `keep_every_samples`: of each stretch of so many samples the first one stays too (0: none). `keep_best`: an
+    evaluation set; the one with its best value stays, and every evaluation between is followed by a checkpoint.
+    """
 
     every_samples: int = 0
     every_minutes: float = 15.0
     keep: int = 2
+    keep_every_samples: int = 0
+    keep_best: str = ""
 
     def __post_init__(self) -> None:
         require(self.every_samples >= 0, f"every_samples must be >= 0 (0: never by samples), got {self.every_samples}")
         require(self.every_minutes > 0, f"every_minutes must be > 0, got {self.every_minutes}")
         require(self.keep >= 1, f"keep must be >= 1, got {self.keep}")
+        require(self.keep_every_samples >= 0, f"keep_every_samples must be >= 0, got {self.keep_every_samples}")
 
 
 class Evaluate(Struct, frozen=True, kw_only=True):
@@ -139,6 +146,12 @@ class TrainPhase(Struct, frozen=True, kw_only=True, tag_field="kind"):
         require(0 <= self.recompute <= 1, f"recompute must be a share of the blocks, 0 to 1, got {self.recompute}")
         require(self.shuffle_window >= 1, f"shuffle_window must be >= 1 sample, got {self.shuffle_window}")
         require(0 <= self.bad_samples <= 1, f"bad_samples must be a share, 0 to 1, got {self.bad_samples}")
+        best = self.checkpoint.keep_best
+        require(
+            not best or (best in self.evaluate.sets and self.evaluate.every_samples > 0),
+            f"checkpoint.keep_best {best!r} must be one of evaluate.sets ({', '.join(self.evaluate.sets) or 'empty'}), "
+            "and evaluate.every_samples must be > 0",
+        )
         require(self.log_every_samples >= 0, f"log_every_samples must be >= 0, got {self.log_every_samples}")
 
     @property

@@ -34,7 +34,7 @@ def leave(params: int, write_mb_s: float, minutes: int, grace_s: int) -> Leave:
         grace_s: seconds between a preemption's warning and its kill; 0: not known.
     """
     save_s = params * CHECKPOINT_BYTES / (write_mb_s * 1e6)
-    leave_s = SLACK_S + 2 * save_s  # written, then read again for its digest
+    leave_s = SLACK_S + 2 * save_s  # one may be in flight, and then there is the last one
     lead_s = min(round(leave_s + SCHEDULER_S), minutes * 60 // 2)
     if not 0 < grace_s < leave_s:
         return Leave(lead_s, leave_s, None, "")

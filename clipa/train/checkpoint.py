@@ -1,11 +1,20 @@
-"""Checkpoints: whole or not at all, fenced against older attempts, verified before they are used, pruned by a rule."""
+"""Checkpoints: whole or not at all, fenced against older attempts, verified before they are used, pruned by a rule.
+
+Every tensor stands whole and under its parameter's name in a safetensors file, whatever shared it out: what DDP wrote
+loads under FSDP2 and the other way round, on any number of processes, and no loading can run code. The weights are one
+file, which everything else reads; the moments are shared out among the ranks, each of which writes a file.
+
+torch.distributed.checkpoint's own format was not taken: its index (`.metadata`) is a pickle, and its safetensors
+writer has ranks write shards that the first one must read and write again to make files that others can read.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
-import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import torch
@@ -15,10 +24,12 @@ from clipa.attempt.weights import File, Found, read_tensors, sha256, verify, wri
 from clipa.errors import TrainError
 from clipa.registry.run_dir import RunDir, sync_folder, write_whole
 from clipa.spec import card as cards
+from clipa.spec.job import Checkpoints
 from clipa.spec.plan import Plan, Record
+from clipa.train.parallel import part_of, put, whole
 
 SCHEMA = 1
-OPTIMIZER = "optimizer.safetensors"
+OPTIMIZER = "optimizer"
 STATE = "state.json"
 
 
@@ -31,57 +42,93 @@ class TrainState(Record, frozen=True, kw_only=True):
     schema: int = SCHEMA
 
 
-class Saved(Record, frozen=True, kw_only=True):
-    """A checkpoint that was just written: its size in bytes, and the digest of its weights."""
+class Snapshot(NamedTuple):
+    """What one rank writes of a checkpoint, in the host's memory: files and their tensors by name."""
 
-    bytes: int
-    digest: str
-    seconds: float
+    step: int
+    files: dict[str, dict[str, torch.Tensor]]
+    copied: torch.cuda.Event | None
+    """Reached when the tensors are there; None: they are."""
 
 
-def save(
-    run: RunDir, plan: Plan, attempt: int, step: int, samples: int, model: nn.Module, optimizer: torch.optim.Optimizer
-) -> Saved:
-    """Write the checkpoint after `step` steps: a private folder, COMPLETE last, then the rename that makes it count.
+def snapshot(model: nn.Module, optimizer: torch.optim.Optimizer, step: int, rank: int, world: int) -> Snapshot:
+    """Copy this rank's share of the state. Every rank must call it; a GPU's host goes on before it is there."""
+    weights = model.state_dict()
+    names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    moments = {
+        f"{key}.{names[parameter]}": value
+        for parameter, state in optimizer.state.items()
+        for key, value in state.items()
+        if isinstance(value, torch.Tensor)
+    }
+    owner = owners(
+        {name: value.nbytes for name, value in moments.items()}, world, sum(v.nbytes for v in weights.values())
+    )
+    files = {moments_name(rank, world): _on_host(moments, lambda name: owner[name] == rank)}
+    if rank == 0:
+        files[cards.WEIGHTS_NAME] = _on_host(weights, lambda _: True)
+    else:
+        _on_host(weights, lambda _: False)
+    device = next(model.parameters()).device
+    return Snapshot(step, files, _reached(device) if device.type == "cuda" else None)
+
+
+def moments_name(rank: int, world: int) -> str:
+    """The file of a rank's share of the moments."""
+    return f"{OPTIMIZER}.safetensors" if world == 1 else f"{OPTIMIZER}-{rank + 1:05d}-of-{world:05d}.safetensors"
+
+
+def owners(sizes: Mapping[str, int], world: int, weights: int) -> dict[str, int]:
+    """Which rank writes which tensor, so that all write about as many bytes; the first one writes the weights too."""
+    load = [weights, *[0] * (world - 1)]
+    found = {}
+    for name, size in sizes.items():
+        rank = load.index(min(load))
+        load[rank] += size
+        found[name] = rank
+    return found
+
+
+def write(folder: Path, snapped: Snapshot) -> dict[str, File]:
+    """Write a rank's files into a folder that is not a checkpoint yet. Their sizes and digests.
 
     Raises:
-        TrainError: the disk failed, or this attempt is no longer the newest.
+        OSError: the disk failed.
     """
-    began = time.monotonic()
-    target = run.step_dir(step)
-    part = run.checkpoints / f".{target.name}.attempt-{attempt}"
-    try:
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        write_tensors(part / cards.WEIGHTS_NAME, model.state_dict())
-        write_tensors(part / OPTIMIZER, _optimizer_tensors(model, optimizer))
-        state = TrainState(step=step, samples=samples, recipe_digest=plan.recipe_digest)
-        (part / STATE).write_bytes(msgspec.json.encode(state))
-        (part / cards.CARD_NAME).write_bytes(msgspec.json.encode(cards.card_of(plan, step)))
-        files = {}
-        for path in sorted(part.iterdir()):
-            descriptor = os.open(path, os.O_RDONLY)
-            os.fsync(descriptor)
-            os.close(descriptor)
-            files[path.name] = File(size=path.stat().st_size, sha256=sha256(path))
-        write_whole(part / cards.COMPLETE_NAME, msgspec.json.encode(files))
-        _require_newest(run, attempt)
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(part, target)
-        sync_folder(run.checkpoints)
-    except BaseException as error:
-        shutil.rmtree(part, ignore_errors=True)
-        if not isinstance(error, OSError):
-            raise
-        raise TrainError(f"the checkpoint cannot be written: {error}", where=str(target)) from error
-    size = sum(file.size for file in files.values())
-    return Saved(bytes=size, digest=files[cards.WEIGHTS_NAME].sha256, seconds=time.monotonic() - began)
+    if snapped.copied is not None:
+        snapped.copied.synchronize()
+    folder.mkdir(parents=True, exist_ok=True)
+    return {name: write_tensors(folder / name, tensors) for name, tensors in snapped.files.items()}
 
 
-def _require_newest(run: RunDir, attempt: int) -> None:
+def commit(run: RunDir, plan: Plan, attempt: int, step: int, part: Path, files: Mapping[str, File]) -> int:
+    """Make a folder that holds all ranks' files the checkpoint of `step`: COMPLETE last, then the rename that makes it
+    count. Returns its bytes.
+
+    Raises:
+        TrainError: this attempt is no longer the newest.
+        OSError: the disk failed.
+    """
+    state = TrainState(step=step, samples=step * _batch(plan), recipe_digest=plan.recipe_digest)
+    (part / STATE).write_bytes(msgspec.json.encode(state))
+    (part / cards.CARD_NAME).write_bytes(msgspec.json.encode(cards.card_of(plan, step)))
+    all_files = {**files, **{name: _settled(part / name) for name in (STATE, cards.CARD_NAME)}}
+    for left in set(os.listdir(part)) - set(all_files):
+        (part / left).unlink()
+    write_whole(part / cards.COMPLETE_NAME, msgspec.json.encode(all_files))
     newest = max(run.claimed(), default=attempt)
     if newest != attempt:
         raise TrainError(f"attempt {attempt} may not commit: attempt {newest} has taken over", where=run.id)
+    target = run.step_dir(step)
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(part, target)
+    sync_folder(run.checkpoints)
+    return sum(file.size for file in all_files.values())
+
+
+def part_folder(run: RunDir, step: int, attempt: int) -> Path:
+    """Where the files of a checkpoint are until it is whole."""
+    return run.checkpoints / f".{run.step_dir(step).name}.attempt-{attempt}"
 
 
 def newest_whole(run: RunDir) -> Found | None:
@@ -94,18 +141,50 @@ def newest_whole(run: RunDir) -> Found | None:
     return None
 
 
+def step_of(found: Found) -> int:
+    """The step after which a checkpoint was written."""
+    return msgspec.json.decode((found.path / STATE).read_bytes(), type=TrainState).step
+
+
 def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainState:
-    """Restore model and optimizer exactly as they were saved."""
-    model.load_state_dict(read_tensors(path / cards.WEIGHTS_NAME))
-    _restore(model, optimizer, read_tensors(path / OPTIMIZER))
+    """Restore model and optimizer exactly as they were saved, each rank what it holds of them."""
+    put(model, read_tensors(path / cards.WEIGHTS_NAME))
+    parameters = dict(model.named_parameters())
+    for file in sorted(path.glob(f"{OPTIMIZER}*.safetensors")):
+        for full, value in read_tensors(file).items():
+            key, _, name = full.partition(".")
+            _restore(optimizer, parameters[name], key, value)
     return msgspec.json.decode((path / STATE).read_bytes(), type=TrainState)
 
 
-def prune(run: RunDir, keep: int, final_step: int) -> None:
-    """Keep the newest `keep` checkpoints and the final one; remove what killed attempts left half-written."""
-    complete = run.complete_checkpoints()
-    for step, path in complete[:-keep]:
-        if step != final_step:
+def _restore(optimizer: torch.optim.Optimizer, parameter: torch.Tensor, key: str, value: torch.Tensor) -> None:
+    if key == "step":
+        # AdamW keeps its step counters on the CPU unless it is fused.
+        fused = bool(optimizer.param_groups[0].get("fused"))
+        optimizer.state[parameter][key] = value.to(parameter.device if fused else "cpu")
+    else:
+        optimizer.state[parameter][key] = part_of(value, parameter)
+
+
+def kept(steps: Sequence[int], rule: Checkpoints, batch: int, final_step: int, scores: Mapping[int, float]) -> set[int]:
+    """Which of the checkpoints after these steps stay: the newest, the final one, the first one of each stretch of
+    `keep_every_samples`, and the one with the best score (the later one of equals).
+    """
+    stay = {*steps[-rule.keep :], *(step for step in steps if step == final_step)}
+    if every := rule.keep_every_samples:
+        firsts = {step * batch // every: step for step in sorted(steps, reverse=True) if step * batch >= every}
+        stay |= set(firsts.values())
+    if scored := [step for step in steps if step in scores]:
+        stay.add(max(scored, key=lambda step: (scores[step], step)))
+    return stay
+
+
+def prune(run: RunDir, plan: Plan, rule: Checkpoints, scores: Mapping[int, float]) -> None:
+    """Remove the checkpoints that need not stay."""
+    complete = dict(run.complete_checkpoints())
+    stay = kept(list(complete), rule, _batch(plan), plan.steps, scores)
+    for step, path in complete.items():
+        if step not in stay:
             # The marker goes first: a folder that is half removed must not look whole.
             (path / cards.COMPLETE_NAME).unlink(missing_ok=True)
             shutil.rmtree(path, ignore_errors=True)
@@ -117,27 +196,31 @@ def drop_leftovers(run: RunDir) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _names(model: nn.Module) -> dict[torch.Tensor, str]:
-    return {parameter: name for name, parameter in model.named_parameters()}
+def _batch(plan: Plan) -> int:
+    return int(getattr(plan.settings, "batch", 0))
 
 
-def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """Every tensor of the optimizer, as `<key>.<parameter's name>`."""
-    names = _names(model)
-    return {
-        f"{key}.{names[parameter]}": value
-        for parameter, state in optimizer.state.items()
-        for key, value in state.items()
-        if isinstance(value, torch.Tensor)
-    }
+def _settled(path: Path) -> File:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    return File(size=path.stat().st_size, sha256=sha256(path))
 
 
-def _restore(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
-    parameters = dict(model.named_parameters())
-    for full, value in tensors.items():
-        key, _, name = full.partition(".")
-        parameter = parameters[name]
-        # AdamW keeps its step counters on the CPU unless it is fused.
-        fused = bool(optimizer.param_groups[0].get("fused"))
-        device = parameter.device if key != "step" or fused else torch.device("cpu")
-        optimizer.state[parameter][key] = value.to(device)
+def _on_host(tensors: Mapping[str, torch.Tensor], is_kept: Callable[[str], bool]) -> dict[str, torch.Tensor]:
+    """Copies of the whole tensors that this rank keeps. Shared ones are put together on every rank, one at a time."""
+    found = {}
+    for name, tensor in tensors.items():
+        value = whole(tensor.detach())
+        if is_kept(name):
+            host = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
+            found[name] = host.copy_(value, non_blocking=True)
+    return found
+
+
+def _reached(device: torch.device) -> torch.cuda.Event:
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event.record(torch.cuda.current_stream(device))
+    return event

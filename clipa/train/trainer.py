@@ -23,6 +23,7 @@ from clipa.train.learner import Learner
 from clipa.train.metrics import Meter
 from clipa.train.parallel import put
 from clipa.train.poll import Poll, Word
+from clipa.train.saver import Saver
 from clipa.train.yardstick import yardstick
 
 
@@ -37,7 +38,7 @@ class Trainer:
         self.ranks = ranks
         self.pulse = Pulse(session.run, session.attempt, writes=session.log is not None)
         self.learner = Learner(self.plan, ranks)
-        self._stored = (-1, "")  # step and digest of the newest checkpoint that this attempt has written or verified
+        self.saver = Saver(session, ranks)
         self.step = self._start()
         self.evaluator = Evaluator(session.run, self.plan, session.attempt, ranks, self.learner.precision, self.pulse)
         self.meter = Meter(self.plan, self.pulse, session.log, yardstick(self.plan, ranks))
@@ -46,20 +47,27 @@ class Trainer:
 
     def train(self) -> int:
         """Train to the end of the phase, or until asked to leave. Returns the exit code."""
+        with self.saver:
+            return self._train()
+
+    def _train(self) -> int:
         self._announce()
         for batch in self._batches():
             outcome = self.learner.learn(batch, self.step)
             self.step += 1
             self.meter.after_step(self.step, outcome)
-            if self._every(self.phase.evaluate.every_samples) and self.step < self.plan.steps:
+            is_scored = self._every(self.phase.evaluate.every_samples) and self.step < self.plan.steps
+            if is_scored:
                 self._evaluate()
             word = self.poll.ask(self.step)
             self._require_finite(word.bad)
-            if word.save or word.leave or self._every(self.phase.checkpoint.every_samples):
+            keeps_best = is_scored and bool(self.phase.checkpoint.keep_best)
+            if word.save or keeps_best or self._every(self.phase.checkpoint.every_samples):
                 self._save()
             if word.leave:
+                self._save_now()
                 return RESUMABLE
-        self._save()
+        self._save_now()
         self._evaluate()
         return 0
 
@@ -118,10 +126,13 @@ class Trainer:
         run = self.session.run
         if self.ranks.is_first:
             checkpoint.drop_leftovers(run)
-        if whole := checkpoint.newest_whole(run):
-            state = checkpoint.load(whole.path, self.learner.model, self.learner.optimizer)
-            self._stored = (state.step, whole.digest)
-            return state.step
+        whole = checkpoint.newest_whole(run) if self.ranks.is_first else None
+        # One rank reads every byte to verify it, the others take its word.
+        (step,) = self.ranks.greatest((checkpoint.step_of(whole) if whole else -1,))
+        if step >= 0:
+            checkpoint.load(run.step_dir(step), self.learner.model, self.learner.optimizer)
+            self.saver.stored = (step, whole.digest if whole else "")
+            return step
         if self.plan.init is not None:
             found = resolve(self.plan, self.plan.init)
             self._record_start(self.plan.init.ref, found)
@@ -173,23 +184,20 @@ class Trainer:
             )
 
     def _save(self) -> None:
-        """Write a checkpoint, unless a whole one of this step is there already."""
+        """Begin to write a checkpoint, unless a whole one of this step is there already."""
         self._require_finite(self.learner.finite.read())
         self._save_due = time.monotonic() + 60 * self.phase.checkpoint.every_minutes
-        if self.ranks.is_first and self._stored[0] != self.step:
-            self.pulse.at("saving")
-            samples = self.step * self.phase.batch
-            model, optimizer = self.learner.model, self.learner.optimizer
-            saved = checkpoint.save(
-                self.session.run, self.plan, self.session.attempt, self.step, samples, model, optimizer
-            )
-            if self.session.log:
-                self.session.log.write(events.Saved, step=self.step, bytes=saved.bytes, seconds=saved.seconds)
-            self._stored = (self.step, saved.digest)
-            self.pulse.at("")
-            checkpoint.prune(self.session.run, self.phase.checkpoint.keep, self.plan.steps)
-        self.ranks.barrier()
+        self.pulse.at("saving")
+        self.saver.save(self.step, self.learner.model, self.learner.optimizer)
+        self.pulse.at("")
         self.meter.restart_clock()
+
+    def _save_now(self) -> None:
+        """Have a whole checkpoint of this step."""
+        self._save()
+        self.pulse.at("saving")
+        self.saver.finish(self.step)
+        self.pulse.at("")
 
     def _evaluate(self) -> None:
         """Score the weights as they are now."""
@@ -197,7 +205,9 @@ class Trainer:
         if evaluate.sets:
             card = card_of(self.plan, self.step)
             sizes = evaluate.sizes or (card.image_size,)
-            digest = self._stored[1] if self._stored[0] == self.step else ""  # between checkpoints weights have none
+            digest = (
+                self.saver.stored[1] if self.saver.stored[0] == self.step else ""
+            )  # between checkpoints weights have none
             self.evaluator.score(
                 self.learner.unshared(),
                 card,

@@ -67,7 +67,7 @@ def test_the_points_as_printed(name: str) -> None:
 
 
 def test_too_little_memory_is_said_with_the_cure() -> None:
-    loaded = load_recipe(catalog.find_recipe("clipa-b16-i50-t16"), ["phases.pretrain.micro_batch=0"])
+    loaded = load_recipe(catalog.find_recipe("clipa-b16-i50-t16"), ["phases.pretrain.micro_batch=8192"])
     lines = dict(costs.notes(loaded, _cost(loaded, A100), []))
     assert "pretrain needs 173 GB, A100-80GB has 80 GB: lower phases.pretrain.micro_batch" in lines["memory"]
 

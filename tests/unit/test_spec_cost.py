@@ -127,6 +127,41 @@ def test_memory_falls_with_the_micro_batch_and_the_tokens() -> None:
     assert full - shorter > 1024 * cost.activation_bytes(tower, 20, bf16=True)
 
 
+@pytest.mark.parametrize("gpus", [1, 4, 8])
+def test_the_plan_finds_room_for_one_recipe_on_any_number_of_gpus(gpus: int) -> None:
+    words = ["phases.pretrain.micro_batch=0", "phases.finetune.micro_batch=0"]
+    recipe = load_recipe(catalog.find_recipe("clipa-l16-i37-t8"), words).recipe
+    priced = cost.cost(recipe, msgspec.structs.replace(A100, gpus=gpus), {})
+    for name, phase in priced.phases.items():
+        settings = recipe.phases[name]
+        assert isinstance(settings, TrainPhase)
+        local = settings.batch // gpus
+        assert local % phase.micro_batch == 0
+        assert phase.memory_bytes <= cost.FILL * 80e9 < 80e9
+        larger = next(m for m in range(phase.micro_batch + 1, local + 1) if local % m == 0)
+        assert cost.memory_bytes(recipe.model, settings, phase.budget, gpus, larger) > cost.FILL * 80e9
+
+
+def test_shards_and_recomputing_make_room() -> None:
+    def held(*words: str) -> int:
+        recipe = load_recipe(catalog.find_recipe("clipa2-bigg14-i36"), [f"phases.pretrain.{w}" for w in words]).recipe
+        return cost.cost(recipe, A100, {}).phases["pretrain"].memory_bytes
+
+    params = cost.train_budget(load_recipe(catalog.find_recipe("clipa2-bigg14-i36")).recipe.model,
+                               _pretrain("clipa2-bigg14-i36")).params  # fmt: skip
+    saved = held() - held('parallel="fsdp"')
+    assert 0.6 * 22 * params < saved < 22 * params, "of weights, gradients, moments, buckets and copies"
+    half, full = (held() - held(f"recompute={share}") for share in (0.5, 1.0))
+    assert 0 < half < full
+    assert half == pytest.approx(full / 2, rel=0.1)
+
+
+def _pretrain(name: str) -> TrainPhase:
+    phase = load_recipe(catalog.find_recipe(name)).recipe.phases["pretrain"]
+    assert isinstance(phase, TrainPhase)
+    return phase
+
+
 def _measured(rate: float, tokens: int = 36, gpu: str = "NVIDIA A100-SXM4-80GB", t: float = 1.0) -> Calibration:
     recipe = load_recipe(catalog.find_recipe("clipa-l16-i37-t8")).recipe
     return Calibration(

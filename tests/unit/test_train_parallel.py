@@ -15,9 +15,13 @@ import torch
 import torch.distributed as dist
 
 from clipa.attempt.devices import Ranks
+from clipa.attempt.process import Session
 from clipa.data.pipeline import Batch
+from clipa.registry.run_dir import RunDir
 from clipa.spec import plan as plans
+from clipa.train import checkpoint
 from clipa.train.learner import Learner
+from clipa.train.saver import Saver
 from tests.services.train_runs import BATCH, make_run
 
 STEPS = 20
@@ -36,11 +40,44 @@ def _batch(step, rank, world):
 
 def _losses(plan, ranks, **settings):
     settings = msgspec.structs.replace(plan.settings, **settings)
+    if settings.micro_batch:
+        settings = msgspec.structs.replace(settings, micro_batch=BATCH // ranks.world // 2)  # two passes
     learner = Learner(msgspec.structs.replace(plan, settings=settings), ranks)
     outcomes = [learner.learn(_batch(step, ranks.rank, ranks.world), step) for step in range(STEPS)]
     numbers = [(float(outcome.loss), float(outcome.grad_norms.all)) for outcome in outcomes]
     shared = learner.unshared()
-    return [*numbers, (float(sum(p.double().sum() for p in shared.parameters())), 0.0)]
+    return [*numbers, (float(sum(p.detach().double().sum() for p in shared.parameters())), 0.0)]
+
+
+def _run(plan, ranks, way, steps, load=None, save=None):
+    """Train on from a checkpoint, and write one. The losses, and the weights at the end."""
+    settings = msgspec.structs.replace(plan.settings, **WAYS[way])
+    learner = Learner(msgspec.structs.replace(plan, settings=settings), ranks)
+    if load is not None:
+        checkpoint.load(load, learner.model, learner.optimizer)
+    losses = [float(learner.learn(_batch(n, ranks.rank, ranks.world), n).loss) for n in steps]
+    if save is not None:
+        run = RunDir(save)
+        with Saver(Session(run, plan, 1, None), ranks) as saver:
+            saver.save(steps.stop, learner.model, learner.optimizer)
+            saver.finish(steps.stop)
+    return losses, learner.unshared().state_dict()
+
+
+def _resumed(folder, plan, ranks):
+    """What is bit for bit the same, and how far the losses are apart, where a run goes on as another one."""
+    found = {}
+    for first in WAYS:
+        run = folder / f"{first}-{ranks.world}"
+        losses, weights = _run(plan, ranks, first, range(8))
+        _run(plan, ranks, first, range(4), save=run)
+        found[f"{first} files"] = len(list(RunDir(run).step_dir(4).glob("optimizer*")))
+        for then in WAYS:
+            on, others = _run(plan, ranks, then, range(4, 8), load=RunDir(run).step_dir(4))
+            same = all(torch.equal(weights[name], others[name]) for name in weights)
+            apart = max(abs(a - b) / a for a, b in zip(losses[4:], on, strict=True))
+            found[f"{first} {then}"] = [same, apart]
+    return found
 
 
 def _rank(folder, rank, world):
@@ -56,7 +93,10 @@ def _rank(folder, rank, world):
     found = {}
     for dtype in (torch.float64, torch.float32):
         torch.set_default_dtype(dtype)
-        found[str(dtype)] = {way: _losses(plan, ranks, **settings) for way, settings in WAYS.items()}
+        ways = WAYS if world > 1 else {"ddp": {}}
+        found[str(dtype)] = {way: _losses(plan, ranks, **settings) for way, settings in ways.items()}
+    if world == 4:
+        found["resumed"] = _resumed(folder, plan, ranks)
     if rank == 0:
         (folder / f"{world}.json").write_text(json.dumps(found))
     dist.barrier()
@@ -80,6 +120,17 @@ def test_every_number_of_processes_and_every_way_loses_the_same(found, world, wa
         for (loss, norm), (loss_1, norm_1) in zip(seen, expected, strict=True):
             assert loss == pytest.approx(loss_1, rel=tolerance), dtype
             assert norm == pytest.approx(norm_1, rel=10 * tolerance), dtype
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_four_processes_that_resume_are_bit_for_bit_what_never_stopped(found, way):
+    assert found[4]["resumed"][f"{way} {way}"] == [True, 0.0]
+
+
+@pytest.mark.parametrize(("wrote", "loads"), [("ddp", "fsdp"), ("fsdp", "ddp")])
+def test_what_one_way_wrote_loads_the_other_way_with_its_moments(found, wrote, loads):
+    assert found[4]["resumed"][f"{wrote} {loads}"][1] < FP32
+    assert found[4]["resumed"][f"{wrote} files"] == 4, "each rank writes its share"
 
 
 def test_the_losses_fall(found):
