@@ -191,6 +191,14 @@ class Step(Event, frozen=True, kw_only=True, tag="step"):
     eta_s: float | None = None
 
 
+class WentBack(Event, frozen=True, kw_only=True, tag="went-back"):
+    """The training went back from `step` to the checkpoint after step `to`; the samples between are passed over."""
+
+    step: int
+    to: int
+    why: str
+
+
 class Saved(Event, frozen=True, kw_only=True, tag="saved"):
     """A whole checkpoint."""
 
@@ -287,6 +295,7 @@ AnyEvent: TypeAlias = (
     | Resolved
     | Begun
     | Step
+    | WentBack
     | Saved
     | Scored
     | TrainerEnded

@@ -213,6 +213,8 @@ def _reached(everything: Iterable[AnyEvent]) -> int:
     for event in everything:
         if isinstance(event, events.Begun | events.Step | events.Saved):
             step = event.step
+        if isinstance(event, events.WentBack):
+            step = event.to
     return step
 
 
@@ -220,14 +222,24 @@ def _history(everything: Iterable[AnyEvent]) -> tuple[Point, ...]:
     """At most HISTORY points in order of steps. What a resumed attempt does again replaces what was done before."""
     points: list[Point] = []
     for event in everything:
-        if isinstance(event, events.Begun | events.Step):
-            reached = event.step if isinstance(event, events.Begun) else event.step - 1
+        if isinstance(event, events.Begun | events.WentBack | events.Step):
+            reached = _before_step(event)
             while points and points[-1].step > reached:
                 points.pop()
         if isinstance(event, events.Step):
             points.append(Point(step=event.step, loss=event.loss, samples_per_s=event.samples_per_s))
     stride = max(1, -(-len(points) // HISTORY))
     return tuple(points[::-1][::stride][::-1])  # counted from the end, so that the newest point is always there
+
+
+def _before_step(event: events.Begun | events.WentBack | events.Step) -> int:
+    match event:
+        case events.Begun():
+            return event.step
+        case events.WentBack():
+            return event.to
+        case events.Step():
+            return event.step - 1
 
 
 def _scores(everything: Iterable[AnyEvent]) -> tuple[Score, ...]:

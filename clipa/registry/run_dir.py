@@ -12,6 +12,7 @@ each and are appended to line by line.
       events/<attempt>-<writer>.jsonl      what happened, one writer a file
       heartbeat/<attempt>-<node|train>     modification time is the sign of life
       control/stop-<attempt>               "please leave"
+      skips.json                           steps whose samples are passed over, where there are any
       logs/<attempt>/                      output of every process
       checkpoints/step-<n>/{...,COMPLETE}  COMPLETE is written last
       evals/<attempt>-<step>-<set>-<size>.json
@@ -111,6 +112,11 @@ class RunDir:
     def events(self) -> Path:
         """Folder of event files."""
         return self.path / "events"
+
+    @property
+    def skips(self) -> Path:
+        """The record of steps whose samples are passed over."""
+        return self.path / "skips.json"
 
     @property
     def tensorboard(self) -> Path:

@@ -108,6 +108,9 @@ class TrainPhase(Struct, frozen=True, kw_only=True, tag_field="kind"):
     `shuffle_window`: samples that are shuffled together, at least, in whole shards: with 10,000 a shard, seven shards;
     small datasets entirely. `bad_samples`: the largest share that may be unusable (broken images, empty captions).
     Web datasets have well below 1 %: more is a fault of whoever wrote them.
+
+    `on_nan`, `on_spike`: what follows a loss that is not finite, or rises far above what was usual: `stop`; `rollback`:
+    back to the last checkpoint, and once past the samples since then; `note`: say so and go on.
     """
 
     data: str | tuple[Portion, ...]
@@ -129,6 +132,8 @@ class TrainPhase(Struct, frozen=True, kw_only=True, tag_field="kind"):
     log_every_samples: int = 0
     shuffle_window: int = 65_536
     bad_samples: float = 0.1
+    on_nan: Literal["stop", "rollback"] = "stop"
+    on_spike: Literal["note", "stop", "rollback"] = "note"
 
     def __post_init__(self) -> None:
         require(bool(self.data), "data must name a dataset or a URL, or list datasets with weights")

@@ -36,7 +36,7 @@ class Told(NamedTuple):
 
 
 class Back(NamedTuple):
-    """An attempt begins after `step`: what was told beyond it is told anew."""
+    """Training goes on after `step`, in a new attempt or from an older checkpoint: what lies beyond is told anew."""
 
     t: float
     step: int
@@ -87,6 +87,8 @@ def read_on(run: RunDir, place: Place, newest: int) -> Iterator[tuple[Told | Bac
 def _item(event: events.AnyEvent | None) -> Told | Back | None:
     if isinstance(event, events.Begun):
         return Back(event.t, event.step)
+    if isinstance(event, events.WentBack):
+        return Back(event.t, event.to)
     if isinstance(event, events.Step):
         found = {name: getattr(event, field) for name, field in _OF_STEP.items()}
         return Told(event.t, event.step, {name: float(value) for name, value in found.items() if value is not None})

@@ -34,11 +34,15 @@ STATE = "state.json"
 
 
 class TrainState(Record, frozen=True, kw_only=True):
-    """What a resume needs besides tensors. The data position is a pure function of the step."""
+    """What a resume needs besides tensors. The data position is a function of the step and of clipa.registry.skips.
+
+    `losses`: of the last steps, oldest first: what a spike is measured against.
+    """
 
     step: int
     samples: int
     recipe_digest: str
+    losses: tuple[float, ...] = ()
     schema: int = SCHEMA
 
 
@@ -49,9 +53,17 @@ class Snapshot(NamedTuple):
     files: dict[str, dict[str, torch.Tensor]]
     copied: torch.cuda.Event | None
     """Reached when the tensors are there; None: they are."""
+    losses: tuple[float, ...] = ()
 
 
-def snapshot(model: nn.Module, optimizer: torch.optim.Optimizer, step: int, rank: int, world: int) -> Snapshot:
+def snapshot(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    rank: int,
+    world: int,
+    losses: tuple[float, ...] = (),
+) -> Snapshot:
     """Copy this rank's share of the state. Every rank must call it; a GPU's host goes on before it is there."""
     weights = model.state_dict()
     names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
@@ -70,7 +82,7 @@ def snapshot(model: nn.Module, optimizer: torch.optim.Optimizer, step: int, rank
     else:
         _on_host(weights, lambda _: False)
     device = next(model.parameters()).device
-    return Snapshot(step, files, _reached(device) if device.type == "cuda" else None)
+    return Snapshot(step, files, _reached(device) if device.type == "cuda" else None, losses)
 
 
 def moments_name(rank: int, world: int) -> str:
@@ -101,29 +113,39 @@ def write(folder: Path, snapped: Snapshot) -> dict[str, File]:
     return {name: write_tensors(folder / name, tensors) for name, tensors in snapped.files.items()}
 
 
-def commit(run: RunDir, plan: Plan, attempt: int, step: int, part: Path, files: Mapping[str, File]) -> int:
-    """Make a folder that holds all ranks' files the checkpoint of `step`: COMPLETE last, then the rename that makes it
-    count. Returns its bytes.
+def commit(run: RunDir, plan: Plan, attempt: int, snapped: Snapshot, part: Path, files: Mapping[str, File]) -> int:
+    """Make a folder that holds all ranks' files the checkpoint of their step: COMPLETE last, then the rename that makes
+    it count. Returns its bytes.
 
     Raises:
         TrainError: this attempt is no longer the newest.
         OSError: the disk failed.
     """
-    state = TrainState(step=step, samples=step * _batch(plan), recipe_digest=plan.recipe_digest)
+    step = snapped.step
+    state = TrainState(step=step, samples=step * _batch(plan), recipe_digest=plan.recipe_digest, losses=snapped.losses)
     (part / STATE).write_bytes(msgspec.json.encode(state))
     (part / cards.CARD_NAME).write_bytes(msgspec.json.encode(cards.card_of(plan, step)))
     all_files = {**files, **{name: _settled(part / name) for name in (STATE, cards.CARD_NAME)}}
     for left in set(os.listdir(part)) - set(all_files):
         (part / left).unlink()
     write_whole(part / cards.COMPLETE_NAME, msgspec.json.encode(all_files))
-    newest = max(run.claimed(), default=attempt)
-    if newest != attempt:
-        raise TrainError(f"attempt {attempt} may not commit: attempt {newest} has taken over", where=run.id)
+    require_newest(run, attempt)
     target = run.step_dir(step)
     shutil.rmtree(target, ignore_errors=True)
     os.replace(part, target)
     sync_folder(run.checkpoints)
     return sum(file.size for file in all_files.values())
+
+
+def require_newest(run: RunDir, attempt: int) -> None:
+    """The fence between attempts: an older one that still runs must not write.
+
+    Raises:
+        TrainError: a newer attempt has taken over.
+    """
+    newest = max(run.claimed(), default=attempt)
+    if newest != attempt:
+        raise TrainError(f"attempt {attempt} may not commit: attempt {newest} has taken over", where=run.id)
 
 
 def part_folder(run: RunDir, step: int, attempt: int) -> Path:

@@ -75,7 +75,9 @@ class Saver:
         if self._thread is not None:
             self._thread.join()
 
-    def save(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    def save(
+        self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, losses: tuple[float, ...] = ()
+    ) -> None:
         """Begin to write the checkpoint after `step` steps, unless it is there. Every rank must call it.
 
         Raises:
@@ -87,7 +89,7 @@ class Saver:
             self._say(f"the checkpoint of step {step} waited {waited:.0f} s for the one before it: the disk is slow")
         if self.stored[0] == step:
             return
-        snapped = checkpoint.snapshot(model, optimizer, step, self.ranks.rank, self.ranks.world)
+        snapped = checkpoint.snapshot(model, optimizer, step, self.ranks.rank, self.ranks.world, losses)
         self._thread = threading.Thread(target=self._run, args=(snapped,), name="checkpoint", daemon=True)
         self._thread.start()
 
@@ -145,7 +147,7 @@ class Saver:
             return word
         files = self._gathered(mine)
         first = self.ranks.is_first
-        act = (lambda: checkpoint.commit(run, plan, attempt, snapped.step, part, files)) if first else (lambda: 0)
+        act = (lambda: checkpoint.commit(run, plan, attempt, snapped, part, files)) if first else (lambda: 0)
         word, size = self._agreed(act)
         if word is _Word.GOOD:
             self.stored = (snapped.step, files[cards.WEIGHTS_NAME].sha256 if first else "")

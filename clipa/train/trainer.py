@@ -12,18 +12,21 @@ from clipa.attempt.weights import Found, read_tensors, resolve
 from clipa.data.faults import Bad
 from clipa.data.pinned import open_pinned, streamed
 from clipa.data.pipeline import Batch, ShardSet, train_batches
-from clipa.errors import TrainError
 from clipa.eval.evaluator import Evaluator
 from clipa.registry import events
+from clipa.registry.skips import stretch
+from clipa.registry.skips import write as write_skips
 from clipa.spec.card import WEIGHTS_NAME, card_of
 from clipa.spec.job import TrainPhase
 from clipa.train import checkpoint
 from clipa.train.feed import feed
+from clipa.train.guard import LOOK_STEPS, Guard
 from clipa.train.learner import Learner
-from clipa.train.metrics import Meter
+from clipa.train.metrics import Meter, every_steps
 from clipa.train.parallel import put
 from clipa.train.poll import Poll, Word
 from clipa.train.saver import Saver
+from clipa.train.trouble import agreed, appeared, find, skip_for
 from clipa.train.yardstick import yardstick
 
 
@@ -44,6 +47,7 @@ class Trainer:
         self.meter = Meter(self.plan, self.pulse, session.log, yardstick(self.plan, ranks))
         self._save_due = time.monotonic() + 60 * self.phase.checkpoint.every_minutes
         self.poll = Poll(ranks, self._look)
+        self._look_every = min(LOOK_STEPS, every_steps(self.plan))
 
     def train(self) -> int:
         """Train to the end of the phase, or until asked to leave. Returns the exit code."""
@@ -52,17 +56,22 @@ class Trainer:
 
     def _train(self) -> int:
         self._announce()
+        if self.step == 0 and "rollback" in (self.phase.on_nan, self.phase.on_spike):
+            self._save_now()  # what to go back to before the first checkpoint
         for batch in self._batches():
             outcome = self.learner.learn(batch, self.step)
             self.step += 1
             self.meter.after_step(self.step, outcome)
+            self.guard.add(self.step, outcome.loss)
+            word = self.poll.ask(self.step)
             is_scored = self._every(self.phase.evaluate.every_samples) and self.step < self.plan.steps
+            keeps_best = is_scored and bool(self.phase.checkpoint.keep_best)
+            saves = word.save or keeps_best or self._every(self.phase.checkpoint.every_samples)
+            if self._went_back(word.bad, saves or word.leave):
+                continue
             if is_scored:
                 self._evaluate()
-            word = self.poll.ask(self.step)
-            self._require_finite(word.bad)
-            keeps_best = is_scored and bool(self.phase.checkpoint.keep_best)
-            if word.save or keeps_best or self._every(self.phase.checkpoint.every_samples):
+            if saves:
                 self._save()
             if word.leave:
                 self._save_now()
@@ -76,8 +85,8 @@ class Trainer:
         assert self.plan.data is not None
         if self.plan.data.access == "stream":
             self.pulse.at("waiting for the first shards", self.step)
-            meet = self.ranks.barrier
-            with streamed(self.session.run, self.plan, self.session.attempt, self.step, meet) as stream:
+            meet, first = self.ranks.barrier, self.step + stretch(self.step, self.plan.steps, self.skips)[1]
+            with streamed(self.session.run, self.plan, self.session.attempt, first, meet) as stream:
                 yield from self._batches_of(stream.shards, stream.tell)
             return
         self.pulse.at("indexing the data", self.step)
@@ -92,28 +101,34 @@ class Trainer:
     def _batches_of(
         self, shards: ShardSet, tell: Callable[[int], None], mixed: Sequence[ShardSet] = ()
     ) -> Iterator[Batch]:
-        batches = train_batches(
-            shards,
-            self.phase,
-            mixed=mixed,
-            tell=self._tell_bad,
-            tokenizer_name=self.plan.model.text.tokenizer,
-            seed=self.plan.seed,
-            rank=self.ranks.rank,
-            world=self.ranks.world,
-            start_step=self.step,
-            stop_step=self.plan.steps,
-            workers=self.plan.world.loader_workers,
-            pin=self.ranks.device.type == "cuda",
-        )
-        self.pulse.at("waiting for the first batch")
-        self.meter.restart_clock()
-        began = time.monotonic()
-        for batch in feed(batches, self.ranks.device):
-            self.meter.data_waited(time.monotonic() - began)
-            yield batch
-            tell(self.step)
+        """Batches until the last step; they begin anew, at other samples, where the training has gone back."""
+        while self.step < self.plan.steps:
+            skips = self.skips
+            stop, shift = stretch(self.step, self.plan.steps, skips)
+            batches = train_batches(
+                shards,
+                self.phase,
+                mixed=mixed,
+                tell=self._tell_bad,
+                tokenizer_name=self.plan.model.text.tokenizer,
+                seed=self.plan.seed,
+                rank=self.ranks.rank,
+                world=self.ranks.world,
+                start_step=self.step + shift,
+                stop_step=stop + shift,
+                workers=self.plan.world.loader_workers,
+                pin=self.ranks.device.type == "cuda",
+            )
+            self.pulse.at("waiting for the first batch")
+            self.meter.restart_clock()
             began = time.monotonic()
+            for batch in feed(batches, self.ranks.device):
+                self.meter.data_waited(time.monotonic() - began)
+                yield batch
+                if self.skips is not skips:
+                    break
+                tell(self.step + shift)
+                began = time.monotonic()
 
     def _tell_bad(self, bad: Bad) -> None:
         """Samples that could not be used, in a file of this rank's own."""
@@ -124,14 +139,17 @@ class Trainer:
     def _start(self) -> int:
         """The weights to start from: this run's newest checkpoint, else the plan's, else random. Returns the step."""
         run = self.session.run
+        self.skips = agreed(self.ranks, run)
+        self.guard = Guard()
         if self.ranks.is_first:
             checkpoint.drop_leftovers(run)
         whole = checkpoint.newest_whole(run) if self.ranks.is_first else None
         # One rank reads every byte to verify it, the others take its word.
         (step,) = self.ranks.greatest((checkpoint.step_of(whole) if whole else -1,))
         if step >= 0:
-            checkpoint.load(run.step_dir(step), self.learner.model, self.learner.optimizer)
+            state = checkpoint.load(run.step_dir(step), self.learner.model, self.learner.optimizer)
             self.saver.stored = (step, whole.digest if whole else "")
+            self.guard = Guard(state.losses)
             return step
         if self.plan.init is not None:
             found = resolve(self.plan, self.plan.init)
@@ -174,21 +192,56 @@ class Trainer:
             bad=self.learner.finite.seen(),
         )
 
-    def _require_finite(self, bad: int) -> None:
-        """Stop where a step was not finite: it was not applied, and nothing is saved after it."""
-        if bad:
-            raise TrainError(
-                f"the loss or its gradient is not finite at step {bad}",
-                where=self.plan.run,
-                hint="the last checkpoint is kept; lower optim.lr or lengthen optim.warmup_samples",
-            )
+    def _went_back(self, bad: int, saves: bool) -> bool:
+        """Look for trouble, do what the recipe says about it, and say whether the step is an older one now.
+
+        A step that was not finite was not applied, and nothing is saved after it. All ranks look at the same steps and
+        at the same numbers.
+        """
+        looks = saves or self.step % self._look_every == 0 or self.step == self.plan.steps
+        if not (looks or bad):
+            return False
+        trouble = find(self.phase, bad or self.learner.finite.read(), self.guard)
+        if trouble is None:
+            return False
+        if trouble.action == "note":
+            self._note(trouble.what)
+            return False
+        self.saver.wait()
+        to = self.saver.stored[0]
+        skip = skip_for(trouble, to, self.skips, self.plan.run)
+        if self.ranks.is_first:
+            checkpoint.require_newest(self.session.run, self.session.attempt)
+            write_skips(self.session.run, (*self.skips, skip))
+        if self.session.log:
+            self.session.log.write(events.WentBack, step=trouble.step, to=to, why=trouble.what)
+        self._note(f"{trouble.what}: back to step {to}, and past the samples of {skip.steps} step(s)")
+        self._return_to(to)
+        self.skips = (*self.skips, skip)
+        return True
+
+    def _return_to(self, step: int) -> None:
+        """Model, optimizer and all that looks at them as they were after a step that has a checkpoint."""
+        self.pulse.at(f"going back to step {step}")
+        self.learner.optimizer.state.clear()
+        folder = appeared(self.session.run, step)
+        state = checkpoint.load(folder, self.learner.model, self.learner.optimizer)
+        self.learner.finite.reset()
+        self.guard = Guard(state.losses)
+        self.poll = Poll(self.ranks, self._look)
+        self.step = state.step
+        self.ranks.barrier()
+
+    def _note(self, text: str) -> None:
+        if self.session.log:
+            self.session.log.write(events.Noted, text=text)
+            print(text, flush=True)
 
     def _save(self) -> None:
         """Begin to write a checkpoint, unless a whole one of this step is there already."""
-        self._require_finite(self.learner.finite.read())
         self._save_due = time.monotonic() + 60 * self.phase.checkpoint.every_minutes
         self.pulse.at("saving")
-        self.saver.save(self.step, self.learner.model, self.learner.optimizer)
+        self.saver.save(self.step, self.learner.model, self.learner.optimizer, self.guard.history)
         self.pulse.at("")
         self.meter.restart_clock()
 
