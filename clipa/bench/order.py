@@ -1,0 +1,63 @@
+"""`python -m clipa.bench.order [--shards 41408]`: what a dataset of LAION-400M's size costs before its first batch.
+
+The manifest is made up, no shard is read. `resume` is the first batch of a step in the middle of the third epoch, by a
+loader that knows nothing of the steps before it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import resource
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from clipa.data.index import Part
+from clipa.data.order import Order
+from clipa.data.shards import Reader, open_coming
+from clipa.storage import manifest as manifests
+from clipa.storage.manifest import Manifest, Shard
+
+_SAMPLES = 10_000
+_BATCH = 32_768
+T = TypeVar("T")
+
+
+def _timed(name: str, work: Callable[[], T]) -> T:
+    began = time.perf_counter(), time.process_time()
+    made = work()
+    wall, cpu = time.perf_counter() - began[0], time.process_time() - began[1]
+    print(f"{name:28} {wall:8.3f} s, {cpu:7.3f} s of the processor", flush=True)
+    return made
+
+
+def main() -> None:
+    """Entry of the module."""
+    parser = argparse.ArgumentParser(prog="clipa.bench.order", description=__doc__)
+    parser.add_argument("--shards", type=int, default=41_408)
+    shards = parser.parse_args().shards
+    rows = (
+        Shard(name=f"{n:05d}.tar", size=3 << 28, version=f"{n:032x}", samples=_SAMPLES - n % 7) for n in range(shards)
+    )
+    manifest = Manifest(url="s3://bucket/data", shards=tuple(rows))
+    raw = _timed("plan: manifest written", lambda: manifests.encode(manifest))
+    _timed("plan: digest", lambda: manifest.digest)
+    print(f"{'manifest':28} {len(raw) / 2**20:8.1f} MiB")
+    read = _timed("start: manifest read", lambda: manifests.decode(raw))
+    opened = _timed("start: shards opened", lambda: open_coming(read, Path("/nowhere")))
+    reader = _timed("start: reader", lambda: Reader(opened, Part.CAPTION))
+    pickled = _timed("start: sent to a worker", lambda: pickle.dumps(reader))
+    sizes = _timed("start: received by a worker", lambda: pickle.loads(pickled).sizes())  # noqa: S301 - our own bytes
+    print(f"{'message to a worker':28} {len(pickled) / 2**20:8.1f} MiB")
+    order = _timed("start: order", lambda: Order(sizes, 1))
+    _timed("start: first batch's numbers", lambda: order.at(0, _BATCH))
+    fresh = Order(sizes, 1)
+    first = (5 * order.samples // 2) // _BATCH * _BATCH
+    _timed("resume: in the third epoch", lambda: fresh.at(first, first + _BATCH))
+    print(f"{'peak memory':28} {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10:8.0f} MiB")
+
+
+if __name__ == "__main__":
+    main()
