@@ -49,11 +49,10 @@ def main() -> None:
     opened = _timed("start: shards opened", lambda: open_coming(read, Path("/nowhere")))
     reader = _timed("start: reader", lambda: Reader(opened, Part.CAPTION))
     pickled = _timed("start: sent to a worker", lambda: pickle.dumps(reader))
-    sizes = _timed("start: received by a worker", lambda: pickle.loads(pickled).sizes())  # noqa: S301 - our own bytes
     print(f"{'message to a worker':28} {len(pickled) / 2**20:8.1f} MiB")
-    order = _timed("start: order", lambda: Order(sizes, 1))
+    order = _timed("start: order", lambda: Order(reader.sizes(), 1))
     _timed("start: first batch's numbers", lambda: order.at(0, _BATCH))
-    fresh = Order(sizes, 1)
+    fresh = Order(reader.sizes(), 1)
     first = (5 * order.samples // 2) // _BATCH * _BATCH
     _timed("resume: in the third epoch", lambda: fresh.at(first, first + _BATCH))
     print(f"{'peak memory':28} {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10:8.0f} MiB")
