@@ -22,10 +22,10 @@ import torch
 from clipa.attempt.devices import Ranks
 from clipa.attempt.process import Session
 from clipa.errors import ClipaError
+from clipa.host.supervisor import close
 from clipa.launch.create import create
 from clipa.launch.prepare import Prepared, prepare
 from clipa.launch.request import settle
-from clipa.launch.supervisor import close
 from clipa.registry import events
 from clipa.registry.run_dir import RunDir
 from clipa.registry.scan import scan

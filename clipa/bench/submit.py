@@ -18,7 +18,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from clipa.launch import scheduler
+from clipa.slurm import scheduler
 from clipa.spec import catalog
 from clipa.spec.load import load_cluster
 

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clipa.errors import ConfigError
+from clipa.host.devices import gpus
 from clipa.launch import probe
-from clipa.launch.devices import gpus
 from clipa.launch.folders import folders
 from clipa.launch.probe import Finding
 from clipa.registry.scan import scan

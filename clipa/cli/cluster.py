@@ -40,7 +40,7 @@ def init(
     """Write a first profile of the SLURM cluster that this machine belongs to."""
     from pathlib import Path
 
-    from clipa.launch import site
+    from clipa.slurm import site
 
     path = Path(file).expanduser()
     path = path if path.suffix == ".toml" else path.with_name(f"{path.name}.toml")

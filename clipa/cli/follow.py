@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.text import Text
 
 from clipa.cli import show
-from clipa.launch.container import ask_to_leave
+from clipa.host.container import ask_to_leave
 from clipa.launch.look import look_and_settle
 from clipa.registry.state import RunStatus, State
 

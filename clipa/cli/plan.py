@@ -69,7 +69,7 @@ def plan(
 
 
 def _cost(loaded: LoadedRecipe, word: str | None, mfu: float) -> Cost:
-    from clipa.launch.place import place_of
+    from clipa.host.place import place_of
     from clipa.registry import calibration
     from clipa.spec import catalog, cost
     from clipa.spec.load import load_cluster

@@ -127,7 +127,8 @@ def resume(
 ) -> None:
     """Start the next attempt of runs that are neither DONE nor live, and of the phases behind them."""
     from clipa.cli import show
-    from clipa.launch import container, control
+    from clipa.host import container
+    from clipa.launch import control
 
     found = words.chosen(runs, words.everything(settle=True).statuses)
     for note in control.check_images(found):

@@ -79,7 +79,8 @@ def _submit(
     dry_run: bool, wait: bool, build: bool, json: bool,
 ) -> None:  # fmt: skip
     from clipa.cli import show
-    from clipa.launch import container, request
+    from clipa.host import container
+    from clipa.launch import request
 
     settled = request.settle(what, recipe, cluster, overrides or [], from_, name, words.everything)
     settled = settled._replace(request=settled.request._replace(build=build))

@@ -68,8 +68,8 @@ def sweep(
 
 def _dry_run(settled: Sweep, json: bool) -> None:
     from clipa.cli import costs, show
+    from clipa.host.place import place_of
     from clipa.launch import sweep as grid
-    from clipa.launch.place import place_of
     from clipa.registry import calibration
     from clipa.spec import cost
 

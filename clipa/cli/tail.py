@@ -9,7 +9,7 @@ from pathlib import Path
 
 from clipa.cli import show
 from clipa.errors import InputError
-from clipa.launch.children import last_lines
+from clipa.host.children import last_lines
 from clipa.launch.look import look
 from clipa.registry.run_dir import RunDir
 from clipa.registry.state import RunStatus, State

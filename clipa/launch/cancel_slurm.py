@@ -6,10 +6,10 @@ import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from clipa.launch import scheduler
 from clipa.launch.look import look
 from clipa.registry.jobs import Job, live_of
 from clipa.registry.state import Facts
+from clipa.slurm import scheduler
 
 _GONE_S = 60.0
 

@@ -9,17 +9,19 @@ import os
 from collections.abc import Iterable, Sequence
 
 from clipa.errors import LaunchError
-from clipa.launch import bad_nodes, scheduler, snapshot
-from clipa.launch.conclude import Doing, conclude, doing_of, write_end
+from clipa.host import bad_nodes
+from clipa.host.conclude import Doing, conclude, doing_of, write_end
+from clipa.host.supervisor import read_plan
+from clipa.launch import snapshot
 from clipa.launch.only_one import only_one
-from clipa.launch.sbatch import Batch, Member
 from clipa.launch.submit import submit_slurm
-from clipa.launch.supervisor import read_plan
 from clipa.registry import events, reading, records
 from clipa.registry.jobs import FAILED_LAUNCH, Job, attempt_of, live_of, name_of
 from clipa.registry.run_dir import RunDir, run_dirs
 from clipa.registry.scan import Scan
 from clipa.registry.state import Facts, State
+from clipa.slurm import scheduler
+from clipa.slurm.sbatch import Batch, Member
 from clipa.spec.plan import Plan
 
 

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clipa.errors import InputError, LaunchError
-from clipa.launch import containers, create, pin
+from clipa.host import containers
+from clipa.host.children import end_processes
+from clipa.launch import create, pin
 from clipa.launch.cancel_slurm import end_jobs
-from clipa.launch.children import end_processes
 from clipa.launch.look import look
 from clipa.launch.only_one import only_one
 from clipa.registry import events, records

@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from clipa.errors import LaunchError
-from clipa.launch import arrays, carry_on, pin
+from clipa.host.supervisor import Task
+from clipa.launch import carry_on, pin
 from clipa.launch.prepare import Prepared
-from clipa.launch.sbatch import Member
 from clipa.launch.submit import submit_local
-from clipa.launch.supervisor import Task
 from clipa.registry import events, provenance, records
 from clipa.registry.jobs import Element
 from clipa.registry.roots import remember
 from clipa.registry.run_dir import RunDir, write_whole
+from clipa.slurm import arrays
+from clipa.slurm.sbatch import Member
 from clipa.spec import plan as plans
 from clipa.spec.plan import Plan
 from clipa.storage import manifest as manifests

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from clipa.launch import scheduler
 from clipa.registry.scan import Scan, scan
 from clipa.registry.state import State
+from clipa.slurm import scheduler
 
 _SUSPICIOUS = (State.INTERRUPTED, State.CANCELLED, State.BLOCKED)
 

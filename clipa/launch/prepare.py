@@ -16,7 +16,8 @@ import msgspec
 
 import clipa
 from clipa.errors import ConfigError, MissingPart, StorageError, did_you_mean
-from clipa.launch import devices, pin, weights
+from clipa.host import devices
+from clipa.launch import pin, weights
 from clipa.launch.evaluation import pin_sets
 from clipa.launch.stage_job import with_stage
 from clipa.registry import provenance

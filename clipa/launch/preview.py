@@ -8,10 +8,10 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from clipa.launch import sbatch, scheduler
 from clipa.launch.submit import script
 from clipa.registry.jobs import Element
 from clipa.registry.run_dir import RunDir
+from clipa.slurm import sbatch, scheduler
 from clipa.spec.plan import Plan
 
 

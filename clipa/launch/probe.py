@@ -22,10 +22,11 @@ from typing import Literal
 import msgspec
 
 from clipa.errors import ClipaError
-from clipa.launch import devices, scheduler, site
-from clipa.launch.meeting import meeting
-from clipa.launch.sbatch import of_site
+from clipa.host import devices
+from clipa.host.meeting import meeting
 from clipa.launch.snapshot import take
+from clipa.slurm import scheduler, site
+from clipa.slurm.sbatch import of_site
 from clipa.spec.cluster import Cluster
 from clipa.spec.plan import Record
 from clipa.spec.slurm import Slurm

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from clipa.errors import ConfigError, InputError
-from clipa.launch import create, telling, weights
+from clipa.host import telling
+from clipa.host.supervisor import Task
+from clipa.launch import create, weights
 from clipa.launch.folders import folders
 from clipa.launch.look import look
 from clipa.launch.only_one import only_one
 from clipa.launch.prepare import Prepared, Request, check_init, kind_of, needs_weights, prepare, select_phases
-from clipa.launch.supervisor import Task
 from clipa.registry.scan import Scan
 from clipa.registry.state import RunStatus, State
 from clipa.spec import catalog
@@ -130,7 +131,7 @@ def _resume(known: list[RunStatus]) -> None:
 
 def describe(prepared: Prepared) -> str:
     """What would be submitted, as text."""
-    from clipa.launch.render import describe as render
+    from clipa.host.render import describe as render
     from clipa.registry.run_dir import RunDir
 
     runs = [RunDir(Path(plan.run_root) / plan.run) for plan in prepared.plans]

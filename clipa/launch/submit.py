@@ -22,11 +22,11 @@ from typing import Any
 import msgspec
 
 from clipa.errors import LaunchError
-from clipa.launch import sbatch, scheduler
-from clipa.launch.devices import VISIBLE
-from clipa.launch.node import OnNode
-from clipa.launch.supervisor import Supervise, Task
+from clipa.host.devices import VISIBLE
+from clipa.host.node import OnNode
+from clipa.host.supervisor import Supervise, Task
 from clipa.registry.liveness import Identity, identity_of
+from clipa.slurm import sbatch, scheduler
 from clipa.spec.plan import Record
 
 _ANSWER_S = 60.0

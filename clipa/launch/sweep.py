@@ -13,15 +13,16 @@ from typing import NamedTuple
 import msgspec
 
 from clipa.errors import ConfigError, InputError
-from clipa.launch import arrays, create, request
+from clipa.host.supervisor import Task
+from clipa.launch import create, request
 from clipa.launch.look import look
 from clipa.launch.only_one import only_one
 from clipa.launch.prepare import Prepared, Request, prepare
 from clipa.launch.request import Submission
-from clipa.launch.supervisor import Task
 from clipa.registry.jobs import Element
 from clipa.registry.scan import Scan
 from clipa.registry.state import RunStatus, State
+from clipa.slurm import arrays
 from clipa.spec.plan import Plan, Weights
 
 LARGEST = 256

@@ -15,15 +15,16 @@ import time
 from pathlib import Path
 
 from clipa.errors import ClipaError
-from clipa.launch import carry_on, scheduler
-from clipa.launch.conclude import Doing, conclude, doing_of, write_end
-from clipa.launch.decide import is_done
-from clipa.launch.node import own_id
-from clipa.launch.supervisor import read_plan
+from clipa.host.conclude import Doing, conclude, doing_of, write_end
+from clipa.host.decide import is_done
+from clipa.host.node import own_id
+from clipa.host.supervisor import read_plan
+from clipa.launch import carry_on
 from clipa.registry import events
 from clipa.registry.jobs import Job
 from clipa.registry.liveness import Identity, is_alive
 from clipa.registry.run_dir import RunDir
+from clipa.slurm import scheduler
 from clipa.spec.plan import Plan
 
 DONE, OVER, GOES_ON = 0, 10, 11

@@ -241,7 +241,7 @@ class Ended(Event, frozen=True, kw_only=True, tag="ended"):
     `failed`: an error of its own, `killed`: ended from outside (signal), `stopped`: asked to leave,
     `cancelled`: asked to leave by a person, `blocked`: the run that it waits for did not finish.
     `final`: no further attempt follows by itself. `retry`: whether trying again could help. `cause`: the kind of
-    failure (clipa.launch.blame), `evidence`: the line of a log that says so, where the error does not.
+    failure (clipa.host.blame), `evidence`: the line of a log that says so, where the error does not.
     `remote`: whether the last checkpoint and all results are at the plan's URL; None where it names none. `not_remote`:
     why they are not.
     """

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from clipa.launch import containers, devices, runtime
+from clipa.host import containers, devices, runtime
 from clipa.registry import events
 from clipa.registry.run_dir import RunDir
 from clipa.spec import plan as plans

@@ -8,9 +8,9 @@ from threading import Event, Thread
 
 import pytest
 
-from clipa.launch import hang
-from clipa.launch.attempt import Leaving
-from clipa.launch.supervisor import Supervisor, Task
+from clipa.host import hang
+from clipa.host.attempt import Leaving
+from clipa.host.supervisor import Supervisor, Task
 from clipa.registry import events
 from clipa.spec.plan import Limits, World
 from tests.services.train_runs import make_run

@@ -17,8 +17,9 @@ import msgspec
 import pytest
 
 from clipa.errors import InputError, StorageError
-from clipa.launch import publishing, weights
-from clipa.launch.children import Child
+from clipa.host import publishing
+from clipa.host.children import Child
+from clipa.launch import weights
 from clipa.registry import events
 from clipa.registry.run_dir import RunDir, write_whole
 from clipa.spec import card

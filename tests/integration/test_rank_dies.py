@@ -5,8 +5,8 @@ import signal
 import time
 from threading import Thread
 
-from clipa.launch.attempt import FOLLOW_S, Leaving
-from clipa.launch.supervisor import Supervisor, Task
+from clipa.host.attempt import FOLLOW_S, Leaving
+from clipa.host.supervisor import Supervisor, Task
 from clipa.registry import events
 from clipa.spec.plan import Limits, World
 from tests.services.train_runs import make_run

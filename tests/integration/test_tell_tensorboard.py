@@ -7,8 +7,8 @@ from threading import Thread
 
 import pytest
 
-from clipa.launch.attempt import Leaving
-from clipa.launch.supervisor import Supervisor, Task
+from clipa.host.attempt import Leaving
+from clipa.host.supervisor import Supervisor, Task
 from clipa.registry import events
 from clipa.registry.run_dir import RunDir
 from clipa.tell.stream import Back, Place, not_yet, read_on

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clipa.attempt import trial
-from clipa.launch.meeting import Reservation
+from clipa.host.meeting import Reservation
 from clipa.registry.trial import Report
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from clipa.cli import show
 from clipa.cli.tail import telling
-from clipa.launch.children import last_lines
+from clipa.host.children import last_lines
 from clipa.registry.run_dir import RunDir
 from clipa.registry.state import RunStatus, Score, State
 

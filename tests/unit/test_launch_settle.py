@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from clipa.launch import carry_on, scheduler
+from clipa.launch import carry_on
 from clipa.registry.cascade import reduce
 from clipa.registry.scan import Scan
-from tests.unit.test_launch_scheduler import run_facts, shim
+from clipa.slurm import scheduler
+from tests.unit.test_slurm_scheduler import run_facts, shim
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from clipa.errors import ConfigError, InputError
+from clipa.host.node import read_secrets
 from clipa.launch import snapshot
-from clipa.launch.node import read_secrets
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_the_same_content_is_the_same_folder_and_any_change_is_another(package: 
 def test_a_job_imports_the_copy(tmp_path: Path) -> None:
     copy = snapshot.take(tmp_path)
     env = {**os.environ, "PYTHONPATH": str(copy), "PYTHONSAFEPATH": "1"}
-    code = "import clipa.launch.node as m; print(m.__file__)"
+    code = "import clipa.host.node as m; print(m.__file__)"
     done = subprocess.run([sys.executable, "-c", code], env=env, cwd="/", capture_output=True, text=True, check=True)
     assert done.stdout.startswith(str(copy))
 

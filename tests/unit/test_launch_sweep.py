@@ -8,10 +8,11 @@ import msgspec
 import pytest
 
 from clipa.errors import ConfigError
-from clipa.launch import arrays, sweep
+from clipa.launch import sweep
 from clipa.launch.prepare import Prepared
 from clipa.registry.jobs import Element
 from clipa.registry.scan import Scan
+from clipa.slurm import arrays
 from clipa.spec import plan as plans
 from clipa.spec.load import load_recipe
 from clipa.spec.plan import Plan, Weights

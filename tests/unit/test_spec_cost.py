@@ -11,7 +11,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.functional import scaled_dot_product_attention
 
 from clipa.errors import ConfigError
-from clipa.launch.place import place_of
+from clipa.host.place import place_of
 from clipa.model import attention
 from clipa.model.clip import Clip
 from clipa.registry import calibration

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from clipa.errors import ConfigError, MissingPart
+from clipa.host.telling import require_installed
 from clipa.launch.request import settle
-from clipa.launch.telling import require_installed
 from clipa.spec import trackers
 from clipa.spec.trackers import TRACKERS, Known
 

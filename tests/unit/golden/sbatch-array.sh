@@ -28,7 +28,7 @@ export ODD='it'"'"'s $HOME; rm -rf "x"'
 export PYTHONPATH=/shared/runs/.code/abc PYTHONSAFEPATH=1
 # Had the submitter died before submitit gave the task its final name, the job would look for it in vain.
 [ -e /shared/runs/.arrays/clipa-20260101-000000-abcd-pretrain-a1/"$SLURM_ARRAY_TASK_ID"/"${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"_submitted.pkl ] || ln -s task.pkl /shared/runs/.arrays/clipa-20260101-000000-abcd-pretrain-a1/"$SLURM_ARRAY_TASK_ID"/"${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"_submitted.pkl
-CLIPA_MEETING="$(/usr/bin/python3 -m clipa.launch.meeting)" || exit 1
+CLIPA_MEETING="$(/usr/bin/python3 -m clipa.host.meeting)" || exit 1
 export CLIPA_MEETING
 clipa_tail() { /usr/bin/python3 -m clipa.launch.tail "${clipa_run[@]}" "$@"; }
 trap 'clipa_tail asked' TERM

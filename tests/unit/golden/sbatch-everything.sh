@@ -38,7 +38,7 @@ export ODD='it'"'"'s $HOME; rm -rf "x"'
 export PYTHONPATH=/shared/runs/.code/abc PYTHONSAFEPATH=1
 # Had the submitter died before submitit gave the task its final name, the job would look for it in vain.
 [ -e /shared/runs/20260101-000000-abcd-pretrain/logs/1/submitit/"$SLURM_JOB_ID"_submitted.pkl ] || ln -s task.pkl /shared/runs/20260101-000000-abcd-pretrain/logs/1/submitit/"$SLURM_JOB_ID"_submitted.pkl
-CLIPA_MEETING="$(/opt/env/bin/python -m clipa.launch.meeting --interface ib0)" || exit 1
+CLIPA_MEETING="$(/opt/env/bin/python -m clipa.host.meeting --interface ib0)" || exit 1
 export CLIPA_MEETING
 clipa_tail() { /opt/env/bin/python -m clipa.launch.tail /shared/runs/20260101-000000-abcd-pretrain 1 1 "$@"; }
 trap 'clipa_tail asked' TERM

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
 
-from clipa.launch.children import Child, group_of
+from clipa.host.children import Child, group_of
 from clipa.registry.run_dir import RunDir
 
 STACKS = signal.SIGUSR1

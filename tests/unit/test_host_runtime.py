@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipa.launch import runtime
+from clipa.host import runtime
 from clipa.spec.container import Container, Mount, Pinned, parse_mount
 from clipa.spec.load import load_cluster
 

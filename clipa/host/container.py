@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clipa.errors import ConfigError
-from clipa.launch.devices import gpus
+from clipa.host.devices import gpus
 from clipa.registry.liveness import is_alive
 from clipa.registry.scan import scan
 from clipa.spec.cluster import Cluster

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from clipa.launch.decide import Trace, Verdict, decide
+from clipa.host.decide import Trace, Verdict, decide
 
 FAILED = Verdict("failed", "ValueError: x", retry=True)
 KILLED = Verdict("killed", "SIGKILL", retry=True)

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipa.launch import scheduler
 from clipa.registry.jobs import WORDS, Element, Job, Jobs, live_of
 from clipa.registry.run_dir import RunDir
 from clipa.registry.scan import read
 from clipa.registry.state import Facts
+from clipa.slurm import scheduler
 from tests.unit.test_registry_state import PLAN, STARTED, make
 
 SQUEUE = """\

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from clipa.launch.conclude import Doing, doing_of, judge
-from clipa.launch.decide import Trace, is_last
+from clipa.host.conclude import Doing, doing_of, judge
+from clipa.host.decide import Trace, is_last
 from clipa.registry.events import Ended, NodeEnded
 from clipa.registry.jobs import Job
 

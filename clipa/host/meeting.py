@@ -1,6 +1,6 @@
 """Where the ranks of several nodes meet.
 
-`python -m clipa.launch.meeting [--interface ib0]` is called by the batch script on the first node, and prints
+`python -m clipa.host.meeting [--interface ib0]` is called by the batch script on the first node, and prints
 ADDRESS:PORT. The port is free at that moment; the supervisor of the first node then holds it (`Reservation`) until the
 ranks have ended, or another one where it has been taken meanwhile, and says in an event which it is.
 """
@@ -64,7 +64,7 @@ def _address_of(interface: str) -> str:
 
 def main() -> int:
     """Entry of the module."""
-    parser = argparse.ArgumentParser(prog="clipa.launch.meeting")
+    parser = argparse.ArgumentParser(prog="clipa.host.meeting")
     parser.add_argument("--interface", default="")
     arguments = parser.parse_args()
     try:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from clipa.launch import runtime
+from clipa.host import runtime
 from clipa.registry.run_dir import RunDir
 from clipa.spec.plan import Data, Plan
 

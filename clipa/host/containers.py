@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from clipa.launch import runtime
-from clipa.launch.children import Child
+from clipa.host import runtime
+from clipa.host.children import Child
 from clipa.spec.container import Pinned
 from clipa.spec.plan import Plan
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from clipa.launch import devices
+from clipa.host import devices
 from clipa.spec.cluster import Cluster
 from clipa.spec.cost import Place
 from clipa.spec.hardware import gpu_named, gpu_of

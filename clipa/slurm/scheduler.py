@@ -19,11 +19,11 @@ from typing import NamedTuple
 
 import msgspec
 
-from clipa.launch.nodelist import expand
 from clipa.registry import local_disk
 from clipa.registry.jobs import Job, Jobs
 from clipa.registry.run_dir import write_whole
 from clipa.registry.state import Facts
+from clipa.slurm.nodelist import expand
 from clipa.spec.plan import Record
 
 QUERY_S = 2.0

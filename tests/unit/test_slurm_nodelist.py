@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipa.launch.nodelist import expand
+from clipa.slurm.nodelist import expand
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from clipa.launch.blame import blame
+from clipa.host.blame import blame
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,7 @@ def setup(batch: Batch) -> list[str]:
     if batch.plan.world.nodes > 1:
         interface = f" --interface {shlex.quote(site.interface)}" if site.interface else ""
         lines += [
-            f'CLIPA_MEETING="$({python} -m clipa.launch.meeting{interface})" || exit 1',
+            f'CLIPA_MEETING="$({python} -m clipa.host.meeting{interface})" || exit 1',
             "export CLIPA_MEETING",
         ]
     tail = f'{python} -m clipa.launch.tail {_run_of(batch)} "$@"'

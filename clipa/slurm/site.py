@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from clipa.errors import InputError, LaunchError
-from clipa.launch.scheduler import command
+from clipa.slurm.scheduler import command
 from clipa.spec.slurm import minutes_of
 
 _SINFO = "%P|%a|%l|%D|%c|%m|%G"

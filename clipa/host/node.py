@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from clipa.errors import ClipaError, InputError
-from clipa.launch import bad_nodes, render
-from clipa.launch.attempt import Attempt, Leaving, Place
-from clipa.launch.decide import Verdict, is_done
-from clipa.launch.meeting import Reservation
-from clipa.launch.nodelist import expand
-from clipa.launch.scheduler import expanded
-from clipa.launch.supervisor import close, read_plan
+from clipa.host import bad_nodes, render
+from clipa.host.attempt import Attempt, Leaving, Place
+from clipa.host.decide import Verdict, is_done
+from clipa.host.meeting import Reservation
+from clipa.host.supervisor import close, read_plan
 from clipa.registry import events, records
 from clipa.registry.run_dir import RunDir
+from clipa.slurm.nodelist import expand
+from clipa.slurm.scheduler import expanded
 from clipa.spec.plan import Plan
 
 LAG_S = 60.0

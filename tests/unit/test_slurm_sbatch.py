@@ -9,10 +9,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from clipa.launch import sbatch
 from clipa.launch.stage_job import with_stage
 from clipa.launch.submit import job_environment, script
 from clipa.registry.run_dir import RunDir
+from clipa.slurm import sbatch
 from clipa.spec import plan as plans
 from clipa.spec.catalog import clusters
 from clipa.spec.cluster import Dataset

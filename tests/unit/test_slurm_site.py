@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clipa.errors import InputError
-from clipa.launch import site
+from clipa.slurm import site
 from clipa.spec.load import load_cluster
 
 # One line for each kind of node. GRES as in sinfo(1): with type, with sockets, with others beside, none.

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from clipa.errors import MissingPart
-from clipa.launch import render
-from clipa.launch.children import Child
-from clipa.launch.publishing import finish
+from clipa.host import render
+from clipa.host.children import Child
+from clipa.host.publishing import finish
 from clipa.registry.run_dir import RunDir
 from clipa.spec.plan import Plan
 from clipa.spec.trackers import TRACKERS

@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from clipa.launch import render
-from clipa.launch.children import Child, last_lines
+from clipa.host import render
+from clipa.host.children import Child, last_lines
 from clipa.registry import events
 from clipa.registry.run_dir import RunDir
 from clipa.spec.plan import Plan

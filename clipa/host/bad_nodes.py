@@ -12,8 +12,8 @@ from pathlib import Path
 
 import msgspec
 
-from clipa.launch import devices
-from clipa.launch.decide import Verdict
+from clipa.host import devices
+from clipa.host.decide import Verdict
 from clipa.registry import events
 from clipa.registry.run_dir import RunDir, write_whole
 from clipa.registry.trial import Report

@@ -12,11 +12,11 @@ import time
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from clipa.launch import containers, devices, hang, publishing, render, telling
-from clipa.launch.bad_nodes import at_fault
-from clipa.launch.blame import blamed
-from clipa.launch.children import Child, last_lines
-from clipa.launch.decide import Verdict
+from clipa.host import containers, devices, hang, publishing, render, telling
+from clipa.host.bad_nodes import at_fault
+from clipa.host.blame import blamed
+from clipa.host.children import Child, last_lines
+from clipa.host.decide import Verdict
 from clipa.registry import events, records
 from clipa.registry.liveness import own_identity
 from clipa.registry.run_dir import RunDir

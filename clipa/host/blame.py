@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from clipa.launch.children import last_lines
+from clipa.host.children import last_lines
 from clipa.registry.run_dir import RunDir
 
 LINES = 60

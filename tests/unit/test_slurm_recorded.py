@@ -3,7 +3,7 @@
 Each folder of recorded/ holds the output of one version, recorded from daemons of that version (Debian's packages of
 bullseye, bookworm, trixie and sid) that ran the same jobs: a chain, an array with a limit of one and one behind it,
 element by element, a failed, a cancelled, a held, a requeued and a waiting one. sacct is recorded for 22.05 alone. The
-states of the versions between are taken from squeue(1): test_launch_scheduler.py.
+states of the versions between are taken from squeue(1): test_slurm_scheduler.py.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from clipa.launch import scheduler, site
 from clipa.launch.submit import _executor
 from clipa.registry.jobs import Element, Jobs, live_of
-from tests.unit.test_launch_sbatch import CASES
+from clipa.slurm import scheduler, site
+from tests.unit.test_slurm_sbatch import CASES
 
 RECORDED = sorted((Path(__file__).parent / "recorded").glob("slurm-*"))
 VERSIONS = pytest.mark.parametrize("folder", RECORDED, ids=lambda folder: folder.name)

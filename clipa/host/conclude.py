@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
 
-from clipa.launch.blame import blamed
-from clipa.launch.children import last_lines
-from clipa.launch.decide import Trace, Verdict, decide, is_last, trace_of, words
+from clipa.host.blame import blamed
+from clipa.host.children import last_lines
+from clipa.host.decide import Trace, Verdict, decide, is_last, trace_of, words
 from clipa.registry import events, records
 from clipa.registry.jobs import Job
 from clipa.registry.run_dir import RunDir

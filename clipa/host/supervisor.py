@@ -9,8 +9,8 @@ from typing import NamedTuple
 import msgspec
 
 from clipa.errors import LaunchError
-from clipa.launch.attempt import Attempt, Leaving
-from clipa.launch.decide import Trace, decide, is_done, trace_of
+from clipa.host.attempt import Attempt, Leaving
+from clipa.host.decide import Trace, decide, is_done, trace_of
 from clipa.registry import events, records
 from clipa.registry.liveness import own_identity
 from clipa.registry.run_dir import RunDir

@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from clipa.launch.blame import blame
-from clipa.launch.hang import Watch
+from clipa.host.blame import blame
+from clipa.host.hang import Watch
 from clipa.registry.run_dir import RunDir
 
 LIMIT = 60.0

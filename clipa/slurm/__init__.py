@@ -1,0 +1,1 @@
+"""SLURM: its commands asked and read, its batch scripts, what a site has."""
