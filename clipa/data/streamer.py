@@ -81,7 +81,7 @@ class Streamer:
 
         Args:
             start: the first step.
-            stop: the step after the last one.
+            stop: the step after the last one: beyond it only what is needed at the moment is brought.
             ahead: steps that the loader's workers make before they are asked for.
             limit: bytes to hold at most (0: two windows more than are needed now). What is needed now is always held.
 
@@ -93,23 +93,21 @@ class Streamer:
         """
         self.tell(start)
         held: deque[_Window] = deque()
-        for window in self._windows(start * self._batch, stop * self._batch):
-            self._wait_for_room(held, window, ahead, limit)
+        # Without an end: a run that went past some samples reads as many more (clipa.registry.skips).
+        for window in self._windows(start * self._batch):
+            self._wait_for_room(held, window, ahead, limit if window.first < stop * self._batch else None)
             with ThreadPoolExecutor(_THREADS) as pool:
                 list(pool.map(self._bring, (self._shards[number] for number in window.shards)))
             held.append(window)
-        with self._told:
-            while not self._leave:
-                self._told.wait()
-        raise Stopped
 
-    def _windows(self, position: int, stop: int) -> Iterator[_Window]:
-        while position < stop:
+    def _windows(self, position: int) -> Iterator[_Window]:
+        while True:
             end, shards = self._order.window(position)
             yield _Window(position, end, shards)
             position = end
 
-    def _wait_for_room(self, held: deque[_Window], window: _Window, ahead: int, limit: int) -> None:
+    def _wait_for_room(self, held: deque[_Window], window: _Window, ahead: int, limit: int | None) -> None:
+        """Wait until a window is needed now, or, unless `limit` is None, has room."""
         with self._told:
             while not self._leave:
                 while held and held[0].end <= (self._step - _LAG) * self._batch:
@@ -118,7 +116,7 @@ class Streamer:
                     return
                 numbers = {number for one in (*held, window) for number in one.shards}
                 fits = sum(self._shards[number].size for number in numbers) <= limit if limit else len(held) < 3
-                if fits:
+                if fits and limit is not None:
                     return
                 self._told.wait()
         raise Stopped
