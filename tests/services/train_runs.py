@@ -25,19 +25,21 @@ WORDS = ("red", "green", "blue", "grey")
 SQUARES = ImageInput(size=8)
 
 
-def _jpeg(number: int) -> bytes:
+def _jpeg(number: int, side: int) -> bytes:
     out = io.BytesIO()
-    Image.new("RGB", (16, 16), (number * 37 % 256, number * 91 % 256, number * 53 % 256)).save(out, "JPEG")
+    Image.new("RGB", (side, side), (number * 37 % 256, number * 91 % 256, number * 53 % 256)).save(out, "JPEG")
     return out.getvalue()
 
 
 def make_run(
     folder: Path, name: str, steps: int = 40, *, world: World = World(processes=1),  # noqa: B008 - frozen
     limits: Limits = Limits(max_attempts=3, time_limit_minutes=5), lr: float = 1e-3, save_steps: int = 4,  # noqa: B008
-    log_steps: int = 1, trackers: tuple[str, ...] = (), **settings: object,
+    log_steps: int = 1, trackers: tuple[str, ...] = (), side: int = 16, **settings: object,
 ) -> RunDir:  # fmt: skip
     """A pretraining of a model of a few hundred weights, its shard staged. Nothing is submitted."""
-    raw = shard_bytes([(f"{n:04d}", {"jpg": _jpeg(n), "txt": f"a {WORDS[n % 4]} {n}".encode()}) for n in range(48)])
+    raw = shard_bytes(
+        [(f"{n:04d}", {"jpg": _jpeg(n, side), "txt": f"a {WORDS[n % 4]} {n}".encode()}) for n in range(48)]
+    )
     bucket = folder / "bucket"
     bucket.mkdir(exist_ok=True)
     (bucket / "a.tar").write_bytes(raw)
