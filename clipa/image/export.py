@@ -36,6 +36,20 @@ class Exported(Record, frozen=True, kw_only=True):
     content: str = ""
 
 
+class _Attributes(msgspec.Struct, frozen=True):
+    labels: dict[str, str] = {}
+
+
+class _Data(msgspec.Struct, frozen=True):
+    attributes: _Attributes
+
+
+class _Inspected(msgspec.Struct, frozen=True):
+    """What `apptainer inspect --json` prints."""
+
+    data: _Data
+
+
 def sidecar(file: Path) -> Path:
     """The record beside an exported file."""
     return file.with_name(f"{file.name}.json")
@@ -92,6 +106,46 @@ def export(engine: Engine, image: Image, target: Path) -> tuple[Exported, bool]:
     return record, True
 
 
+def bring(reference: str, folder: Path) -> tuple[Path, Exported]:
+    """An image of a registry as a .sif in a folder, without a daemon: written once, by whoever comes first.
+
+    Args:
+        reference: `HOST/NAME@sha256:...`: a name that never moves.
+        folder: where files of this kind lie; every node must reach it.
+
+    Returns:
+        The file and its record.
+
+    Raises:
+        MissingPart: apptainer is not installed.
+        LaunchError: it failed.
+    """
+    _require("apptainer")
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"{reference.rpartition('@sha256:')[2]}.sif"
+    with _alone(target):
+        known = read(target)
+        if known and target.is_file() and file_digest(target) == known.digest:
+            return target, known
+        part = target.with_name(f".{os.getpid()}.part{target.suffix}")
+        try:
+            labels = _build_sif(f"docker://{reference}", part)
+            record = Exported(
+                image=reference,
+                digest=file_digest(part),
+                bytes=part.stat().st_size,
+                revision=labels.get("org.opencontainers.image.revision", ""),
+                code=labels.get("org.clipa.code", ""),
+                content=labels.get("org.clipa.content", ""),
+            )
+            sidecar(target).unlink(missing_ok=True)
+            part.rename(target)
+        finally:
+            part.unlink(missing_ok=True)
+        write_whole(sidecar(target), msgspec.json.format(msgspec.json.encode(record), indent=2))
+    return target, record
+
+
 @contextlib.contextmanager
 def _alone(target: Path) -> Iterator[None]:
     with open(target.with_name(f".{target.name}.lock"), "a") as lock:
@@ -117,19 +171,27 @@ def _tar(engine: Engine, image: Image, part: Path) -> None:
 def _sif(engine: Engine, image: Image, part: Path) -> None:
     _require("apptainer")
     archive = part.with_suffix(".docker.tar")
+    try:
+        _tar(engine, image, archive)
+        labels = _build_sif(f"docker-archive:{archive}", part)
+    finally:
+        archive.unlink(missing_ok=True)
+    if image.content not in labels.values():
+        raise LaunchError("the file does not have the image's labels", where=str(part))
+
+
+def _build_sif(source: str, part: Path) -> dict[str, str]:
+    """Have apptainer write a .sif, beside which it works; the labels in it."""
     work = part.with_suffix(".work")
     work.mkdir(exist_ok=True)
     env = {**os.environ, "APPTAINER_TMPDIR": str(work), "APPTAINER_CACHEDIR": str(work)}
     try:
-        _tar(engine, image, archive)
         quick = _QUICK if "--mksquashfs-args" in _run(["apptainer", "build", "--help"], env) else ()
-        _run(["apptainer", "build", "--force", *quick, str(part), f"docker-archive:{archive}"], env)
-        labels = _run(["apptainer", "inspect", "--labels", str(part)], env)
+        _run(["apptainer", "build", "--force", *quick, str(part), source], env)
+        said = _run(["apptainer", "inspect", "--json", "--labels", str(part)], env)
     finally:
-        archive.unlink(missing_ok=True)
         shutil.rmtree(work, ignore_errors=True)
-    if image.content not in labels:
-        raise LaunchError("the file does not have the image's labels", where=str(part))
+    return msgspec.json.decode(said, type=_Inspected).data.attributes.labels
 
 
 def _sqsh(_engine: Engine, image: Image, part: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from clipa.image.progress import Event
 
 _TOOLS = {"docker": "docker", "apptainer": "apptainer", "pyxis": "srun"}
+_PUSHED = re.compile(r"[a-z0-9][a-z0-9._:/-]*@sha256:[0-9a-f]{64}")
+_IMAGES = ".images"
+"""The folder of a run root that holds what was brought from registries."""
 _SUFFIX = {"apptainer": ".sif", "pyxis": ".sqsh"}
 
 
@@ -43,11 +47,14 @@ def pin(cluster: Cluster, run_root: Path, cache: Path, may_build: bool = False) 
         pinned = _of_file(settings, path, where, run_root)
     elif settings.runtime == "docker":
         pinned = _of_engine(cluster, settings, where, run_root, may_build)
+    elif settings.runtime == "apptainer" and _PUSHED.fullmatch(settings.image):
+        pinned = _of_registry(settings, run_root)
     else:
         raise ConfigError(
-            f"{settings.runtime} starts a file, and {settings.image} is a name",
+            f"{settings.runtime} starts a file, and {settings.image} is a name that can move",
             where=f"{where}.image",
-            allowed="the path of a .sif (apptainer) or .sqsh (pyxis)",
+            allowed="the path of a .sif (apptainer) or .sqsh (pyxis); for apptainer HOST/NAME@sha256:... too, which "
+            "`clipa image push` prints",
             hint=f"clipa image export {settings.image} FOLDER/image{_SUFFIX[settings.runtime]}",
         )
     return msgspec.structs.replace(pinned, mounts=_mounts(settings, run_root, cache, where))
@@ -140,6 +147,23 @@ def _of_file(settings: Container, path: Path, where: str, run_root: Path) -> Pin
         reference=settings.image,
         identity=str(path),
         digest=digest,
+        kind="file",
+        revision=known.revision,
+        code=_code(known.code, run_root),
+        settings=settings,
+    )
+
+
+def _of_registry(settings: Container, run_root: Path) -> Pinned:
+    """The registry's image as a file that every node reaches; without a daemon."""
+    from clipa.image import export
+
+    file, known = export.bring(settings.image, run_root / _IMAGES)
+    return Pinned(
+        runtime=settings.runtime,
+        reference=settings.image,
+        identity=str(file),
+        digest=known.digest,
         kind="file",
         revision=known.revision,
         code=_code(known.code, run_root),

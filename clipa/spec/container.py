@@ -29,9 +29,10 @@ class Container(Struct, frozen=True, kw_only=True):
     """The container of every training process. The supervisor, and staging, stay on the host.
 
     `image`: a tag, `NAME@sha256:...`, `latest` (the newest that `clipa image build` made here), or the path of a .sif
-    or .sqsh. `mounts`: `SOURCE[:TARGET][:ro|rw]`, read-only by default; the run root, the cache, and data and weights
-    that lie in folders are mounted by themselves, at the same path. `env`: names of variables that are passed through.
-    `shm`: `host`, or a size (`8g`). `user`: `me`, `image` (what the image says), or `UID[:GID]`.
+    or .sqsh; with apptainer `HOST/NAME@sha256:...` is brought once, without a daemon. `mounts`:
+    `SOURCE[:TARGET][:ro|rw]`, read-only by default; the run root, the cache, and data and weights that lie in folders
+    are mounted by themselves, at the same path. `env`: names of variables that are passed through. `shm`: `host`, or a
+    size (`8g`). `user`: `me`, `image` (what the image says), or `UID[:GID]`.
     """
 
     runtime: Runtime = "docker"

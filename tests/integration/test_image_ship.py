@@ -24,7 +24,7 @@ from tests.services.require import require
 if TYPE_CHECKING:
     from tests.services.engine import Engine
 
-pytest_plugins = ["tests.services.engine"]
+pytest_plugins = ["tests.services.engine", "tests.services.apptainer"]
 CLIPA = [str(Path(sys.executable).parent / "clipa"), "image"]
 
 
@@ -156,3 +156,34 @@ def test_what_is_needed_stays() -> None:
     assert [one.id for one in unneeded(images, (), (), 2)] == ["sha256:1", "sha256:2", "sha256:3"]
     assert [one.id for one in unneeded(images, ("sha256:1", "r/c@sha256:d4"), ("sha256:3",), 1)] == ["sha256:2"]
     assert unneeded(images, (), (), 9) == []
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_apptainer_brings_a_registrys_image_once_without_a_daemon(
+    engine: Engine, small: str, registry: str, apptainer: Path, tmp_path: Path
+) -> None:
+    pushed = clipa(engine, "push", small, f"{registry}/me/clipa:1")[0].strip()
+    env = {**os.environ, "PATH": f"{apptainer}:{os.environ['PATH']}", "DOCKER_HOST": f"unix://{tmp_path}/none.sock"}
+    env |= {"APPTAINER_NOHTTPS": "true"}  # the registry of this test has no TLS
+    (tmp_path / "clipa.toml").write_text('cluster = "here.toml"\nrun_root = "runs"\n')
+
+    def submit(image: str, code: int = 0) -> str:
+        (tmp_path / "here.toml").write_text(f'gpus = 0\n[container]\nruntime = "apptainer"\nimage = "{image}"\n')
+        argv = [CLIPA[0], "submit", "pretrain", "demo", "--dry-run"]
+        done = subprocess.run(argv, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == code, done.stderr
+        return done.stdout if code == 0 else done.stderr
+
+    assert "a name that can move" in submit(f"{registry}/me/clipa:1", code=2)
+    first = submit(pushed)
+    (file,) = (tmp_path / "runs" / ".images").glob("*.sif")
+    record = json.loads(file.with_name(f"{file.name}.json").read_text())
+    assert (record["image"], record["code"]) == (pushed, "c1")
+    assert str(file) in first
+    before = file.stat().st_mtime_ns
+    submit(pushed)
+    assert file.stat().st_mtime_ns == before
+    gone = pushed[:-4] + "0000"
+    assert gone in submit(gone, code=1)
+    assert len(list((tmp_path / "runs" / ".images").glob("*.sif"))) == 1
