@@ -15,6 +15,9 @@ ClipaError                 base; `exit_code` is what the command line returns
 from __future__ import annotations
 
 import difflib
+import os
+import sys
+import traceback
 from collections.abc import Iterable
 
 
@@ -88,3 +91,13 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """`did you mean "x"?` for the closest known word, or an empty string."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f'did you mean "{close[0]}"?' if close else ""
+
+
+def told(error: ClipaError) -> int:
+    """Print an error as every command does, and return its exit code; `CLIPA_DEBUG` adds where it came from."""
+    if os.environ.get("CLIPA_DEBUG"):
+        traceback.print_exc()
+    colour = sys.stderr.isatty() and "NO_COLOR" not in os.environ
+    mark = "\x1b[1;31merror:\x1b[0m" if colour else "error:"
+    print(f"{mark} {error}", file=sys.stderr)
+    return error.exit_code

@@ -23,7 +23,7 @@ from clipa.bench import sources, words
 from clipa.bench.fidelity import fidelity
 from clipa.bench.pipelines import BATCH, Job, Stages
 from clipa.bench.workers import rates
-from clipa.errors import ClipaError, ConfigError, DataError, InputError
+from clipa.errors import ClipaError, ConfigError, DataError, InputError, told
 from clipa.spec.catalog import find_recipe
 from clipa.spec.cost import Place, cost
 from clipa.spec.hardware import gpu_named
@@ -45,8 +45,7 @@ def main() -> int:
         with _shards(options.data) as folder:
             _print_all(recipe, phases, folder, options)
     except ClipaError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+        return told(error)
     return 0
 
 

@@ -21,7 +21,7 @@ import torch
 
 from clipa.attempt.devices import Ranks
 from clipa.attempt.process import Session
-from clipa.errors import ClipaError
+from clipa.errors import ClipaError, told
 from clipa.host.supervisor import close
 from clipa.launch.create import create
 from clipa.launch.prepare import Prepared, prepare
@@ -159,8 +159,7 @@ def main() -> int:
                 os.replace(part, file)
             points.append(msgspec.json.decode(file.read_bytes(), type=Point))
     except ClipaError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+        return told(error)
     print(table(points))
     return 0
 

@@ -12,7 +12,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from clipa.errors import ClipaError, MissingPart
+from clipa.errors import ClipaError, MissingPart, told
 
 _HINT = (
     "hint: without the compiler: --set phases.PHASE.compile=off; clipa --debug bench train ... shows where it failed"
@@ -56,8 +56,7 @@ def main(words: list[str] | None = None) -> int:
             ) from error
         return train_call.call(train_call.asked(arguments))
     except ClipaError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+        return told(error)
     except RuntimeError as error:  # of torch, whose compiler and drivers fail in many ways
         if os.environ.get("CLIPA_DEBUG"):
             traceback.print_exc()

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from clipa.cli import words
+from clipa.errors import InputError
 
 app = typer.Typer(
     help="Datasets.", epilog="Example: clipa data stage s3://bucket/shards", no_args_is_help=True, rich_markup_mode=None
@@ -229,6 +230,8 @@ def demo(
     import sys
     from pathlib import Path
 
+    if not url.strip():
+        raise InputError("an empty URL", where="URL", hint="clipa data demo . writes here")
     where = url if "://" in url else str(Path(url).expanduser().absolute())
     argv = [sys.executable, "-m", "clipa.data.demo", where, "--of", of.value, *(["--json"] if json else [])]
     raise typer.Exit(subprocess.run(argv, check=False).returncode)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import traceback
 from typing import Annotated
 
 import typer
 
 from clipa.cli import bench, cluster, convert, data, image, inspect, plan, reduce, runs, submit, sweep
-from clipa.errors import ClipaError
+from clipa.errors import ClipaError, told
 
 app = typer.Typer(
     name="clipa",
@@ -64,19 +63,10 @@ def main() -> None:
     try:
         app()
     except ClipaError as error:
-        _say(error)
-        sys.exit(error.exit_code)
+        sys.exit(told(error))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(141)
-
-
-def _say(error: ClipaError) -> None:
-    if os.environ.get("CLIPA_DEBUG"):
-        traceback.print_exc()
-    colour = sys.stderr.isatty() and "NO_COLOR" not in os.environ
-    mark = "\x1b[1;31merror:\x1b[0m" if colour else "error:"
-    print(f"{mark} {error}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import msgspec
 from clipa.data import digits, emoji
 from clipa.data.made import Written
 from clipa.data.made import write as write_made
-from clipa.errors import ClipaError
+from clipa.errors import ClipaError, told
 
 MAKERS = {"digits": digits.MAKER, "emoji": emoji.MAKER}
 
@@ -39,8 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         done = write(options.url, options.of)
     except ClipaError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+        return told(error)
     if options.json:
         print(msgspec.json.encode(done).decode())
         return 0

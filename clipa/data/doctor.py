@@ -15,7 +15,7 @@ import numpy as np
 
 from clipa.data.examine import EXAMPLES, KINDS, Examine, Seen, key_of
 from clipa.data.spread import spread
-from clipa.errors import ClipaError, InputError
+from clipa.errors import ClipaError, InputError, told
 from clipa.spec.cluster import Dataset
 from clipa.spec.plan import Record
 from clipa.storage import errand
@@ -175,8 +175,7 @@ def main() -> int:
     try:
         report = examined(request.source, request.workers or len(os.sched_getaffinity(0)), Progress())
     except ClipaError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+        return told(error)
     except KeyboardInterrupt:
         return 130
     print(msgspec.json.encode(report).decode() if request.json else text_of(report))

@@ -22,7 +22,7 @@ from clipa.data import scene
 from clipa.data.canvas import INK, MUTED, Canvas, Chip
 from clipa.data.decode import Pixels, decode_eval
 from clipa.data.tokenizer import tokenizer
-from clipa.errors import ClipaError, ConfigError, InputError
+from clipa.errors import ClipaError, ConfigError, InputError, told
 from clipa.reduction.image import PatchSelection
 from clipa.reduction.text import Tokenizer, TokenSelection, Word
 from clipa.reduction.wordclass import WordClass, class_of
@@ -260,8 +260,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         drawn = show(options.image, options.caption, options.recipe, options.phase, options.changes, options.out)
     except ClipaError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+        return told(error)
     print(f"{options.out}: {drawn.width} x {drawn.height} pixels")
     return 0
 

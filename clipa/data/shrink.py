@@ -19,7 +19,7 @@ import msgspec
 from clipa.data.doctor import Progress
 from clipa.data.rewrite import FOLDER, Failure, Receipt, Rewrite, receipt_name
 from clipa.data.spread import spread
-from clipa.errors import ClipaError, DataError, InputError
+from clipa.errors import ClipaError, DataError, InputError, told
 from clipa.spec.cluster import Dataset
 from clipa.spec.plan import Record
 from clipa.storage import errand
@@ -240,8 +240,7 @@ def main() -> int:
     try:
         done = shrink(request.source, request.target, request.short_side, request.quality, workers, Progress())
     except ClipaError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+        return told(error)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130

@@ -11,7 +11,7 @@ from typing import get_args
 
 import msgspec
 
-from clipa.errors import ClipaError, StorageError
+from clipa.errors import ClipaError, StorageError, told
 from clipa.model.sources import Wishes, read
 from clipa.model.targets import Form, notes_of, write
 from clipa.spec.budget import model_params
@@ -96,8 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
     except ClipaError as error:
         if os.environ.get("CLIPA_DEBUG"):
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+        return told(error)
     if given.json:
         print(msgspec.json.encode(done).decode())
     else:

@@ -125,4 +125,7 @@ def test_what_cannot_be_drawn_is_refused(
 
 def test_the_command_relays_a_refusal(tmp_path: Path) -> None:
     done = clipa("missing.jpg", cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (2, "missing.jpg: cannot read the image: No such file or directory\n")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "error: missing.jpg: cannot read the image: No such file or directory\n",
+    )
