@@ -23,7 +23,7 @@ from clipa.registry.run_dir import write_whole
 from clipa.spec.plan import Record
 from clipa.storage.tars import CAPTIONS, IMAGES, LABELS, TARGETS
 
-SCHEMA = 2
+SCHEMA = 3
 
 
 class Part(IntEnum):
@@ -33,10 +33,17 @@ class Part(IntEnum):
     CAPTION = 1
     LABEL = 2
     TARGET = 3
+    JSON = 4
+    """The json member, whether the caption is in it or in a txt beside it."""
 
 
-_PARTS = {Part.IMAGE: IMAGES, Part.CAPTION: CAPTIONS, Part.LABEL: LABELS, Part.TARGET: TARGETS}
-_PART_OF = {extension: (part, rank) for part, names in _PARTS.items() for rank, extension in enumerate(names)}
+_PARTS = {
+    Part.IMAGE: IMAGES, Part.CAPTION: CAPTIONS, Part.LABEL: LABELS, Part.TARGET: TARGETS, Part.JSON: ("json",)
+}  # fmt: skip
+_RANKS: dict[str, dict[Part, int]] = {}
+for _part, _names in _PARTS.items():
+    for _rank, _name in enumerate(_names):
+        _RANKS.setdefault(_name, {})[_part] = _rank
 
 _N = len(Part)
 _ROW = np.dtype([("offset", "<i8", (_N,)), ("size", "<i8", (_N,)), ("kind", "u1", (_N,)), ("key_end", "<u4")])
@@ -198,9 +205,9 @@ class _Sample:
         if extension in self.seen:
             return False
         self.seen.add(extension)
-        part, rank = _PART_OF[extension]
-        if rank < self.kind[part]:
-            self.offset[part], self.size[part], self.kind[part] = member.offset_data, member.size, rank
+        for part, rank in _RANKS[extension].items():
+            if rank < self.kind[part]:
+                self.offset[part], self.size[part], self.kind[part] = member.offset_data, member.size, rank
         return True
 
     @property
@@ -274,7 +281,7 @@ def _take(shard: Path, member: tarfile.TarInfo, samples: dict[str, _Sample], mem
     if len(members) > 10_000:
         members.pop(min(members, key=lambda e: members[e]))
     sample = samples.setdefault(key, _Sample())
-    if extension in _PART_OF and not sample.add(extension, member):
+    if extension in _RANKS and not sample.add(extension, member):
         raise DataError(
             f"sample {key!r} has two members with the extension .{extension}",
             where=str(shard),

@@ -13,12 +13,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from clipa.data.choice import CaptionChoice
 from clipa.data.decode import HugeImage, Pixels, decode_train
 from clipa.data.faults import Bad, Fault, Faults, Kind, tell_skipped
 from clipa.data.index import Part
 from clipa.data.loader import load
 from clipa.data.order import Mixture, Order, Place
-from clipa.data.shards import Reader, Sample, ShardSet, caption_of, open_shards
+from clipa.data.shards import Reader, ShardSet, open_shards
 from clipa.data.tokenizer import tokenizer
 from clipa.errors import ConfigError, DataError
 from clipa.reduction.draws import Draws, Purpose
@@ -61,6 +62,7 @@ class _TrainShare:
         self._image: ImageInput = phase.image
         self._size = decoded_size(phase.image)
         self._text = phase.text
+        self._choice = CaptionChoice(phase.text.captions, seed)
         self._seed = seed
         self._share = phase.batch // world
         self._first = rank * self._share
@@ -90,7 +92,7 @@ class _TrainShare:
             try:
                 sample = self._readers[place.dataset].read(place.number)
                 kind = "caption"
-                caption = _said(sample)
+                caption = self._choice.of(self._readers[place.dataset], place.number, sample, position)
                 kind = "image"
                 draws = Draws(self._seed, position, Purpose.CROP)
                 return decode_train(sample.image, self._image, self._size, draws, sample.key), caption, faults
@@ -104,13 +106,6 @@ class _TrainShare:
             where=f"position {position}",
             hint="check the shards: images must be jpg, png or webp, captions txt or json",
         )
-
-
-def _said(sample: Sample) -> str:
-    caption = caption_of(sample)
-    if not caption.strip():
-        raise DataError("the caption is empty", where=sample.key)
-    return caption
 
 
 @lru_cache(maxsize=4)

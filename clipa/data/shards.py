@@ -237,8 +237,13 @@ class Reader:
         """
         shard, row = self._find(number)
         if not shard.index.has(row, part):
-            raise DataError(f"the sample has no {part.name.lower()}", where=self.where(number), allowed="npy")
+            raise DataError(f"the sample has no {part.name.lower()}", where=self.where(number))
         return self._bytes(shard, row, part)[0]
+
+    def has(self, number: int, part: Part) -> bool:
+        """Whether sample `number` has a part."""
+        shard, row = self._find(number)
+        return shard.index.has(row, part)
 
     def _find(self, number: int) -> tuple[_Open, int]:
         at = bisect.bisect_right(self._ends, number)

@@ -29,6 +29,7 @@ class Purpose(IntEnum):
     JITTER = 9
     GRAY = 10
     MIXTURE = 11
+    CAPTION_CHOICE = 12
 
 
 def _mixed(value: int) -> int:

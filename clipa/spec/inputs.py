@@ -68,12 +68,17 @@ class ImageInput(Struct, frozen=True, kw_only=True):
 class TextInput(Struct, frozen=True, kw_only=True):
     """How captions enter: `tokens` counts the family's start and end tokens; `reduction` says which are kept.
 
-    `tagger` tells `syntax` what a noun is: `table` looks each word up, `nltk` tags the sentence.
+    `tagger` tells `syntax` what a noun is: `table` looks each word up, `nltk` tags the sentence. `captions`: where a
+    sample has several, how often each is taken: `txt` is the txt member, another name a key of the json member, whose
+    value is a text or a list of them.
     """
 
     tokens: int
     reduction: TextReduction = "truncate"
     tagger: Literal["table", "nltk"] = "table"
+    captions: dict[str, float] = {}
 
     def __post_init__(self) -> None:
         require(3 <= self.tokens <= 1024, f"tokens must be 3..1024 (start, one word, end), got {self.tokens}")
+        for name, weight in self.captions.items():
+            require(bool(name) and 0 < weight < 1e9, f"captions: the weight of {name!r} must be > 0, got {weight}")

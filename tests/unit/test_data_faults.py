@@ -6,8 +6,6 @@ import msgspec
 import pytest
 
 from clipa.data.faults import STRETCH, Bad, Fault, Faults, Kind
-from clipa.data.pipeline import _said
-from clipa.data.shards import Sample
 from clipa.errors import DataError
 from clipa.registry import events
 from clipa.registry.fold import _bad_data
@@ -62,12 +60,3 @@ def test_the_ranks_of_an_attempt_are_added_up_by_their_newest_word() -> None:
     )
     again = events.parse(msgspec.json.encode(said(0, 1, 0)))
     assert again == said(0, 1, 0)
-
-
-@pytest.mark.parametrize(
-    ("extension", "data"),
-    [("txt", b" \n"), ("txt", b""), ("json", b"{}"), ("json", b'{"caption": ""}'), ("json", b"[")],
-)
-def test_an_empty_caption_is_a_bad_sample(extension: str, data: bytes) -> None:
-    with pytest.raises(DataError):
-        _said(Sample("k", b"", data, extension))
