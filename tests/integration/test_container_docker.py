@@ -235,7 +235,7 @@ def test_who_leases_a_gpu_after_a_killed_supervisor_finds_no_container_on_it(
     """The lock of a killed supervisor is free, its container works on: it is removed, or the GPU counts as taken."""
     gpus = [devices.Gpu(0, "x", "GPU-1")]
     hold = (
-        "import os, signal; from pathlib import Path; from clipa.launch import devices;"
+        "import os, signal; from pathlib import Path; from clipa.host import devices;"
         f"devices.try_lease(Path({str(tmp_path)!r}), [devices.Gpu(0, 'x', 'GPU-1')], 1, 'run old in docker');"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )

@@ -66,7 +66,7 @@ def test_a_taken_port_costs_no_attempt(field: Field) -> None:
     """Between the batch script's look and the ranks' start somebody else takes the port at which they would meet."""
     taken = "import socket, sys, time; s = socket.socket(); s.bind(('', int(sys.argv[1]))); s.listen(); time.sleep(90)"
     (field.folder / "take.py").write_text(taken)
-    cases = f"""  *launch.meeting*)
+    cases = f"""  *host.meeting*)
     place=$($real "$@"); echo "$place"
     $real {field.folder}/take.py "${{place##*:}}" >/dev/null 2>&1 </dev/null &
     sleep 1; echo "$place" >{field.folder}/place; exit 0 ;;"""
