@@ -25,8 +25,7 @@ def compared(name: str, inputs: Sequence[TextInput]) -> Iterator[str]:
     yield f"Captions: {what}; {len(known):,} seen before, {len(unseen):,} that are not among them.\n"
     yield "| text | clipa, captions/s | open_clip's SimpleTokenizer | times | words not remembered |"
     yield "|---|---|---|---|---|"
-    whole = TextInput(tokens=77)
-    for text in (whole, *(one for at, one in enumerate(inputs) if one != whole and one not in inputs[:at])):
+    for text in dict.fromkeys((TextInput(tokens=77), *inputs)):
         ours = TokenSelection(source := type(tokenizer(name))() if name == "clip-bpe" else tokenizer(name), text)
         _spent(ours, known)
         before = source.remembered

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-import msgspec
 import numpy as np
 import torch
 
@@ -62,7 +61,7 @@ class _TrainShare:
         self._mixture = Mixture(orders, [portion.weight for portion in phase.portions])
         self._image: ImageInput = phase.image
         self._size = decoded_size(phase.image)
-        self._text = msgspec.json.encode(phase.text)
+        self._text = phase.text
         self._choice = CaptionChoice(phase.text.captions, seed)
         self._seed = seed
         self._share = phase.batch // world
@@ -110,9 +109,9 @@ class _TrainShare:
 
 
 @lru_cache(maxsize=4)
-def _selection(words: str, text: bytes, seed: int) -> TokenSelection:
-    """One per process: its tokenizer's memory of words does not travel. `text`: as JSON, since a table has no hash."""
-    return TokenSelection(tokenizer(words), msgspec.json.decode(text, type=TextInput), seed)
+def _selection(words: str, text: TextInput, seed: int) -> TokenSelection:
+    """One per process: its tokenizer's memory of words does not travel."""
+    return TokenSelection(tokenizer(words), text, seed)
 
 
 def train_batches(
@@ -161,9 +160,7 @@ def train_batches(
         )
     sets = (shards, *mixed)
     share = _TrainShare([Reader(one, Part.CAPTION) for one in sets], phase, tokenizer_name, seed, rank, world)
-    _selection(
-        tokenizer_name, msgspec.json.encode(phase.text), seed
-    )  # what cannot be loaded is said before workers start
+    _selection(tokenizer_name, phase.text, seed)  # what cannot be loaded is said before workers start
     if rank == 0:
         for one in sets:
             tell_skipped(one.folder, one.skipped, one.samples)

@@ -82,3 +82,7 @@ class TextInput(Struct, frozen=True, kw_only=True):
         require(3 <= self.tokens <= 1024, f"tokens must be 3..1024 (start, one word, end), got {self.tokens}")
         for name, weight in self.captions.items():
             require(bool(name) and 0 < weight < 1e9, f"captions: the weight of {name!r} must be > 0, got {weight}")
+
+    def __hash__(self) -> int:
+        """Of everything: a dict has no hash of its own."""
+        return hash((self.tokens, self.reduction, self.tagger, tuple(self.captions.items())))

@@ -66,3 +66,9 @@ def test_an_empty_caption_is_a_bad_sample(tmp_path: Path, extension: str, data: 
 def test_weights_are_positive(weights: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="captions"):
         TextInput(tokens=8, captions=weights)
+
+
+def test_an_input_is_a_key_with_its_captions() -> None:
+    one, same = TextInput(tokens=8, captions={"txt": 1.0}), TextInput(tokens=8, captions={"txt": 1.0})
+    assert {one: 1}[same] == 1
+    assert hash(one) != hash(TextInput(tokens=8))
