@@ -40,7 +40,9 @@ class CaptionChoice:
             DataError: the sample has none of them, or its json cannot be read.
         """
         if not self._names:
-            return self._filled(caption_of(sample), sample)
+            if not (caption := caption_of(sample)).strip():
+                raise DataError("the caption is empty", where=sample.key)
+            return caption
         draws = Draws(self._seed, position, Purpose.CAPTION_CHOICE)
         at = draws.uniform()
         first = next((i for i, end in enumerate(self._ends) if at < end), 0)
@@ -55,11 +57,6 @@ class CaptionChoice:
             if texts := [text for text in texts if text.strip()]:
                 return texts[draws.integer(len(texts))]
         raise DataError(f"none of its captions is there: {', '.join(self._names)}", where=sample.key)
-
-    def _filled(self, caption: str, sample: Sample) -> str:
-        if not caption.strip():
-            raise DataError("the caption is empty", where=sample.key)
-        return caption
 
 
 def _fields(reader: Reader, number: int, sample: Sample) -> dict[str, object]:

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +18,18 @@ import pytest
 from clipa.spec.cluster import Dataset
 from clipa.storage import manifest as manifests
 from clipa.storage.store import Store
-from tests.services.faults import FaultProxy, fault_proxy
-from tests.services.s3 import client, new_bucket, s3_server
+from tests.services.faults import FaultProxy
+from tests.services.s3 import client, new_bucket
 
-CLIPA = [sys.executable, "-m", "clipa.cli.main", "data"]
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with s3_server() as url:
-        yield url
+pytest_plugins = ["tests.services.wire"]
 
 
 @pytest.fixture
-def proxy(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    with fault_proxy(server) as running:
-        yield running
+def proxy(streamed: FaultProxy) -> FaultProxy:
+    return streamed
+
+
+CLIPA = [sys.executable, "-m", "clipa.cli.main", "data"]
 
 
 def clipa(*words: str, code: int = 0, cwd: Path | None = None) -> str:

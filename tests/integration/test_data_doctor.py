@@ -8,7 +8,6 @@ import struct
 import subprocess
 import sys
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +15,17 @@ import pytest
 
 from clipa.data.decode import MAX_PIXELS
 from clipa.data.examine import KINDS
-from tests.services.faults import FaultProxy, fault_proxy
+from tests.services.faults import FaultProxy
 from tests.services.laid_out import img2dataset, picture, sample, tar
-from tests.services.s3 import client, new_bucket, s3_server
+from tests.services.s3 import client, new_bucket
+
+pytest_plugins = ["tests.services.wire"]
+
+
+@pytest.fixture
+def proxy(streamed: FaultProxy) -> FaultProxy:
+    return streamed
+
 
 GOOD = picture(0)
 
@@ -109,20 +116,6 @@ def test_every_trouble_is_found(tmp_path: Path) -> None:
     assert "etc/\\x1b[2Jpasswd" in said
     assert "4  odd name in 1 shard(s)" in said
     assert set(expected) | {"missing shard", "changed shard", "unreadable shard", "large member"} == set(KINDS)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with s3_server() as url:
-        yield url
-
-
-@pytest.fixture
-def proxy(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    with fault_proxy(server) as running:
-        yield running
 
 
 def test_a_healthy_bucket_by_two_processes_and_what_its_manifest_pins(

@@ -15,7 +15,7 @@ from clipa.storage.store import Store
 from tests.services.faults import FaultProxy
 from tests.services.laid_out import img2dataset
 from tests.services.s3 import client, new_bucket
-from tests.services.wire import proxy, server  # noqa: F401 - fixtures
+from tests.services.wire import proxy, server, streamed  # noqa: F401 - fixtures
 
 
 def clipa(*words: str, cwd: Path) -> str:

@@ -28,7 +28,7 @@ from clipa.storage.store import Store
 from tests.services.faults import FaultProxy
 from tests.services.laid_out import img2dataset, picture, sample, tar
 from tests.services.s3 import client, new_bucket
-from tests.services.wire import proxy, server  # noqa: F401 - fixtures
+from tests.services.wire import proxy, server, streamed  # noqa: F401 - fixtures
 
 SHRINK = [sys.executable, "-m", "clipa.cli.main", "data", "shrink"]
 

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,23 +30,16 @@ from clipa.storage.publish import Publisher
 from clipa.storage.published import whole_checkpoint
 from clipa.storage.stage import stage_weights
 from clipa.storage.store import Store
-from tests.services.faults import FaultProxy, fault_proxy
-from tests.services.s3 import client, new_bucket, s3_server
+from tests.services.faults import FaultProxy
+from tests.services.s3 import client, new_bucket
 from tests.services.stage_runs import MIB, content, make_run, write_shards
 
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with s3_server() as url:
-        yield url
+pytest_plugins = ["tests.services.wire"]
 
 
 @pytest.fixture
-def proxy(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    with fault_proxy(server) as running:
-        yield running
+def proxy(streamed: FaultProxy) -> FaultProxy:
+    return streamed
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,9 +18,17 @@ from clipa.spec.cluster import Dataset
 from clipa.storage.dataset import index
 from clipa.storage.manifest import Manifest, staged_folder
 from clipa.storage.store import PART
-from tests.services.faults import Fault, FaultProxy, fault_proxy
-from tests.services.s3 import client, new_bucket, s3_server
+from tests.services.faults import Fault, FaultProxy
+from tests.services.s3 import client, new_bucket
 from tests.services.stage_runs import MIB, call, content, make_run, parts, staged_event, start, whole
+
+pytest_plugins = ["tests.services.wire"]
+
+
+@pytest.fixture
+def proxy(streamed: FaultProxy) -> FaultProxy:
+    return streamed
+
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = 9 * MIB
@@ -44,20 +51,6 @@ def test_nothing_but_staging_processes_imports_the_door_to_obstore() -> None:
 
 def test_obstore_is_here() -> None:
     assert importlib.util.find_spec("obstore") is not None, "the tests below would test the ranged reads again"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with s3_server() as url:
-        yield url
-
-
-@pytest.fixture
-def proxy(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    with fault_proxy(server) as running:
-        yield running
 
 
 @pytest.fixture

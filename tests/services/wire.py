@@ -1,4 +1,4 @@
-"""An S3 server behind a wire that breaks, read in ranges: fixtures of the staging tests."""
+"""An S3 server behind a wire that breaks: fixtures of tests that read it by streams, or in ranges."""
 
 from __future__ import annotations
 
@@ -17,10 +17,17 @@ def server() -> Iterator[str]:
 
 
 @pytest.fixture
-def proxy(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+def streamed(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+    """The wire, read as clipa chooses: by streams where obstore is installed."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setenv("CLIPA_TRANSPORT", "fsspec")  # in ranges; test_stage_fast.py has the same by streams
     with fault_proxy(server) as running:
         yield running
+
+
+@pytest.fixture
+def proxy(streamed: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> FaultProxy:
+    """The wire, read in ranges; test_stage_fast.py has the same by streams."""
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("CLIPA_TRANSPORT", "fsspec")
+    return streamed
