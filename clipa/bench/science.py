@@ -33,7 +33,7 @@ from clipa.spec import budget, catalog
 from clipa.spec.job import TrainPhase
 from clipa.spec.load import load_recipe
 from clipa.spec.plan import Plan, Record
-from clipa.storage.stage import stage_run
+from clipa.staging.stage import stage_run
 from clipa.train.trainer import Trainer
 
 RECIPES = ("science-digits-small", "science-digits-large")

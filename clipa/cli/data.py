@@ -53,7 +53,7 @@ def stage(
 ) -> None:
     """Bring a dataset here, whole or not at all. Interrupted, the same command goes on."""
     from clipa.cli import transfer
-    from clipa.storage import errand
+    from clipa.staging import errand
 
     place = transfer.place(cluster)
     source = transfer.source(place, url, shards, endpoint, region, profile, anonymous, requester_pays)
@@ -85,7 +85,7 @@ def index(
 ) -> None:
     """Write the manifest beside a dataset: shards, sizes, digests, samples."""
     from clipa.cli import transfer
-    from clipa.storage import errand
+    from clipa.staging import errand
 
     place = transfer.place(cluster)
     source = transfer.source(place, url, "", endpoint, region, profile, anonymous, requester_pays)
@@ -96,7 +96,7 @@ def index(
 def verify(folder: Annotated[str, typer.Argument(help="A folder of staged shards.")], json: Json = False) -> None:
     """Hash every shard in a folder. Exit code 1 when one is wrong or missing."""
     from clipa.cli import transfer
-    from clipa.storage import errand
+    from clipa.staging import errand
 
     transfer.follow(errand.Verify(folder=transfer.folder(folder)), json)
 
@@ -105,7 +105,7 @@ def verify(folder: Annotated[str, typer.Argument(help="A folder of staged shards
 def ls(cluster: Cluster = None, json: Json = False) -> None:
     """What lies in the cache, least recently used first."""
     from clipa.cli import show, transfer
-    from clipa.storage import cache
+    from clipa.staging import cache
 
     found = cache.listing(transfer.place(cluster).cache)
     if json:
@@ -128,7 +128,7 @@ def gc(
 ) -> None:
     """Remove the least recently used from the cache, never what a live run needs."""
     from clipa.cli import show, transfer
-    from clipa.storage import cache
+    from clipa.staging import cache
 
     place = transfer.place(cluster)
     swept = cache.sweep(place.cache, transfer.limit(limit, place), dry_run)
@@ -156,7 +156,7 @@ def doctor(
 ) -> None:
     """Read shards and report bad images, missing captions, twice the same key, broken tars. Exit code 1 when any."""
     from clipa.cli import transfer
-    from clipa.storage import errand
+    from clipa.staging import errand
 
     place = transfer.place(cluster)
     source = transfer.source(place, url, shards, endpoint, region, profile, anonymous, requester_pays)
@@ -181,7 +181,7 @@ def shrink(
 ) -> None:
     """Write shards anew with smaller images, keys and captions kept. Interrupted, the same command goes on."""
     from clipa.cli import transfer
-    from clipa.storage import errand
+    from clipa.staging import errand
 
     place = transfer.place(cluster)
     source = transfer.source(place, url, shards, endpoint, region, profile, anonymous, requester_pays)

@@ -14,8 +14,8 @@ import typer
 from clipa.cli import show
 from clipa.errors import InputError, did_you_mean
 from clipa.spec.cluster import Dataset
-from clipa.storage import errand
-from clipa.storage.cache import Cached, Swept
+from clipa.staging import errand
+from clipa.staging.cache import Cached, Swept
 
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kMGT]?)(i?)B?", re.IGNORECASE)
 

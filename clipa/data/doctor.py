@@ -18,7 +18,7 @@ from clipa.data.spread import spread
 from clipa.errors import ClipaError, InputError, told
 from clipa.spec.cluster import Dataset
 from clipa.spec.plan import Record
-from clipa.storage import errand
+from clipa.staging import errand
 from clipa.storage.dataset import beside
 from clipa.storage.manifest import Shard
 from clipa.storage.store import Store

@@ -22,9 +22,9 @@ from clipa.data.spread import spread
 from clipa.errors import ClipaError, DataError, InputError, told
 from clipa.spec.cluster import Dataset
 from clipa.spec.plan import Record
-from clipa.storage import errand
+from clipa.staging import errand
+from clipa.staging.census import STATS_THREADS
 from clipa.storage import manifest as manifests
-from clipa.storage.census import STATS_THREADS
 from clipa.storage.dataset import index, publish_manifest, require_safe
 from clipa.storage.manifest import Manifest, Shard
 from clipa.storage.store import Entry, Store

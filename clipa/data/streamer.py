@@ -29,9 +29,9 @@ from clipa.registry.run_dir import RunDir, write_whole
 from clipa.spec import plan as plans
 from clipa.spec.job import TrainPhase
 from clipa.spec.plan import Plan
+from clipa.staging.fetch import fetch
+from clipa.staging.fill import Stopped
 from clipa.storage import fast
-from clipa.storage.fetch import fetch
-from clipa.storage.fill import Stopped
 from clipa.storage.manifest import Manifest, Shard
 from clipa.storage.store import Store
 

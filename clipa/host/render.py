@@ -29,7 +29,7 @@ class Rank(NamedTuple):
 def stage_argv(run: RunDir, attempt: int, node: int = 0) -> list[str]:
     """The command that stages a run's data on one node; each has an event file of its own."""
     writer = ["--writer", f"stage-{node}"] if node else []
-    return [sys.executable, "-m", "clipa.storage.stage", str(run.path), "--attempt", str(attempt), *writer]
+    return [sys.executable, "-m", "clipa.staging.stage", str(run.path), "--attempt", str(attempt), *writer]
 
 
 def publish_argv(run: RunDir, attempt: int, until: Path) -> list[str]:
@@ -37,7 +37,7 @@ def publish_argv(run: RunDir, attempt: int, until: Path) -> list[str]:
     return [
         sys.executable,
         "-m",
-        "clipa.storage.publish",
+        "clipa.staging.publish",
         str(run.path),
         "--attempt",
         str(attempt),

@@ -123,7 +123,7 @@ def _with_remote(facts: Facts, state: State, why: str) -> str:
 
 def _hint(facts: Facts, state: State) -> str:
     if state is State.DONE and facts.remote and not facts.remote.whole:
-        return f"python -m clipa.storage.publish {facts.path}"
+        return f"python -m clipa.staging.publish {facts.path}"
     return _HINTS.get(state, "").format(run=facts.plan.run, group=facts.plan.group)
 
 

@@ -1,1 +1,1 @@
-"""Bytes at a URL: the store, the manifest of a dataset, and staging. Moves data, nothing else."""
+"""Bytes at a URL: the store, a dataset's manifest, what proves that bytes are its own."""

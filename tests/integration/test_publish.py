@@ -24,11 +24,11 @@ from clipa.registry.run_dir import RunDir, write_whole
 from clipa.spec import card
 from clipa.spec import plan as plans
 from clipa.spec.cluster import Dataset
-from clipa.storage import publish
+from clipa.staging import publish
+from clipa.staging.publish import Publisher
+from clipa.staging.stage import stage_weights
 from clipa.storage.manifest import staged_weights
-from clipa.storage.publish import Publisher
 from clipa.storage.published import whole_checkpoint
-from clipa.storage.stage import stage_weights
 from clipa.storage.store import Store
 from tests.services.faults import FaultProxy
 from tests.services.s3 import client, new_bucket
@@ -73,7 +73,7 @@ def start(run: RunDir, until: Path, attempt: int = 1) -> subprocess.Popen[str]:
     argv = [
         sys.executable,
         "-m",
-        "clipa.storage.publish",
+        "clipa.staging.publish",
         str(run.path),
         "--attempt",
         str(attempt),
@@ -314,7 +314,7 @@ def test_what_could_not_be_brought_is_said_and_the_next_attempt_brings_it(
 def test_what_is_left_of_a_run_that_is_over_is_brought_by_hand(run: RunDir, target: Dataset) -> None:
     checkpoint(run, 1, 1000)
     run.claim(3)
-    argv = [sys.executable, "-m", "clipa.storage.publish", str(run.path)]
+    argv = [sys.executable, "-m", "clipa.staging.publish", str(run.path)]
     assert subprocess.run(argv, check=False, capture_output=True, timeout=60).returncode == 0
     assert markers(run, target) == ["step-000000001"]
     assert [type(e) for e in events.read(run.event_file(3, "publish"))] == [events.Published, events.PublishEnded]

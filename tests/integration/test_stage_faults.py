@@ -13,10 +13,10 @@ import pytest
 
 from clipa.errors import StorageError
 from clipa.spec.cluster import Dataset
+from clipa.staging.stage import stage
 from clipa.storage.dataset import index
 from clipa.storage.digest import pinned
 from clipa.storage.manifest import Manifest, staged_folder
-from clipa.storage.stage import stage
 from tests.services.faults import Fault, FaultProxy
 from tests.services.s3 import client, new_bucket
 from tests.services.stage_runs import MIB, content, make_run, parts, staged_event, start, whole

@@ -19,9 +19,9 @@ import pytest
 from clipa.errors import InputError, StorageError
 from clipa.spec import card
 from clipa.spec.cluster import Dataset
+from clipa.staging.stage import stage, stage_weights
 from clipa.storage.dataset import index
 from clipa.storage.manifest import Manifest, Shard, staged_folder, staged_weights
-from clipa.storage.stage import stage, stage_weights
 from clipa.storage.store import Store
 from tests.services.stage_runs import MIB, call, make_run, parts, staged_event, start, whole, write_shards
 
@@ -84,9 +84,9 @@ def test_two_stagers_share_the_work(tmp_path: Path, bucket: Dataset) -> None:
 
 NO_LOCKS = """
 import sys
-from clipa.storage import part
+from clipa.staging import part
 part._lock = lambda descriptor: True
-from clipa.storage import stage
+from clipa.staging import stage
 sys.exit(stage.main())
 """
 
@@ -113,7 +113,7 @@ def test_the_part_of_a_living_writer_stays(tmp_path: Path, bucket: Dataset) -> N
     manifest = write_shards(Store(bucket), 1, 10)
     folder = staged_folder(str(tmp_path / "cache"), manifest.digest)
     folder.mkdir(parents=True)
-    from clipa.storage.part import _HOST
+    from clipa.staging.part import _HOST
 
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     try:

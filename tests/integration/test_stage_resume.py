@@ -10,10 +10,10 @@ import pytest
 
 from clipa.errors import StorageError
 from clipa.spec.cluster import Dataset
+from clipa.staging.part import Part, journal_of
+from clipa.staging.stage import stage
 from clipa.storage import patience
 from clipa.storage.manifest import Manifest, staged_folder
-from clipa.storage.part import Part, journal_of
-from clipa.storage.stage import stage
 from clipa.storage.store import PART, Store
 from tests.services.faults import FaultProxy
 from tests.services.s3 import new_bucket

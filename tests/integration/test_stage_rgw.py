@@ -12,9 +12,9 @@ import pytest
 
 from clipa.errors import InputError
 from clipa.spec.cluster import Dataset
+from clipa.staging.stage import stage
 from clipa.storage.dataset import index, publish_manifest
 from clipa.storage.manifest import staged_folder
-from clipa.storage.stage import stage
 from clipa.storage.store import Store
 from tests.services.stage_runs import MIB, call, content, make_run, start, whole, write_shards
 

@@ -9,10 +9,10 @@ import pytest
 
 from clipa.errors import InputError, StorageError
 from clipa.spec.cluster import Dataset
+from clipa.staging.stage import stage
 from clipa.storage import patience
 from clipa.storage.dataset import index, publish_manifest
 from clipa.storage.manifest import Manifest, staged_folder
-from clipa.storage.stage import stage
 from clipa.storage.store import Store
 from tests.services.faults import Fault, FaultProxy
 from tests.services.s3 import new_bucket

@@ -73,7 +73,7 @@ def make_run(folder: Path, source: Dataset, manifest: Manifest, init: str = "") 
 
 def start(run: RunDir, attempt: int = 1, **how: object) -> subprocess.Popen[str]:
     """The staging process of a run."""
-    argv = [sys.executable, "-m", "clipa.storage.stage", str(run.path), "--attempt", str(attempt)]
+    argv = [sys.executable, "-m", "clipa.staging.stage", str(run.path), "--attempt", str(attempt)]
     return subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **how)  # type: ignore[call-overload]
 
 

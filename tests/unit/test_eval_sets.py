@@ -28,7 +28,7 @@ from clipa.launch.evaluation import PinnedSet, pin_set, pin_sets
 from clipa.spec import datacomp, plan
 from clipa.spec.cluster import Dataset
 from clipa.spec.evalset import METRICS, EvalSet
-from clipa.storage.stage import stage_run
+from clipa.staging.stage import stage_run
 from tests.services.eval_runs import make_run, npy, picture, write_wds
 
 LABELLED = [{"png": picture(n), "cls": b"%d" % (n % 3)} for n in range(6)]

@@ -94,7 +94,7 @@ NOT_REMOTE = {"event": "publish-ended", "whole": False, "why": "no answer"}
             [{**ended("done"), "error": "", "remote": False, "not_remote": "no time"}],
             False,
             "not all of it is at the URL to publish to: no time",
-            "python -m clipa.storage.publish {path}",
+            "python -m clipa.staging.publish {path}",
         ),
         (
             [NOT_REMOTE, {**ended("failed"), "remote": False, "not_remote": "no answer"}],

@@ -1,6 +1,6 @@
 """Errands: what the command line asks a staging process to do, and what that process says while it does it.
 
-The process is `python -m clipa.storage.bring`: one of its own, because a process that has used obstore must not fork,
+The process is `python -m clipa.staging.bring`: one of its own, because a process that has used obstore must not fork,
 and the command line does. It gets one request as JSON on its standard input and answers a JSON line an event.
 """
 
@@ -148,7 +148,7 @@ def run(request: AnyRequest) -> Generator[AnyEvent, None, None]:
         InputError: what the user can mend.
         WorkError: it failed, or its process died.
     """
-    argv = [sys.executable, "-m", "clipa.storage.bring"]
+    argv = [sys.executable, "-m", "clipa.staging.bring"]
     process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdin
     assert process.stdout

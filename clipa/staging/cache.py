@@ -27,7 +27,7 @@ from clipa.errors import StorageError
 from clipa.registry.run_dir import write_whole
 from clipa.registry.scan import scan
 from clipa.spec.plan import Record
-from clipa.storage.claims import Claims
+from clipa.staging.claims import Claims
 
 KINDS: tuple[Literal["staged", "weights"], ...] = ("staged", "weights")
 _ABOUT, _USED, _PINS = ".about.json", ".used", ".pins"

@@ -1,4 +1,4 @@
-"""`python -m clipa.storage.bring`: the errands of the command line, in a process of their own (see `errand`)."""
+"""`python -m clipa.staging.bring`: the errands of the command line, in a process of their own (see `errand`)."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ import msgspec
 
 from clipa.errors import ClipaError, InputError
 from clipa.registry.run_dir import write_whole
-from clipa.storage import cache, census, errand, fast
+from clipa.staging import cache, census, errand
+from clipa.staging.check import verify
+from clipa.staging.fill import Stopped, fill
+from clipa.staging.receipt import Receipts
+from clipa.staging.stage import RESUMABLE, make_room_in_cache
+from clipa.storage import fast
 from clipa.storage import manifest as manifests
-from clipa.storage.check import verify
 from clipa.storage.dataset import index, listed, publish_manifest, require_safe
-from clipa.storage.fill import Stopped, fill
 from clipa.storage.manifest import Manifest
-from clipa.storage.receipt import Receipts
-from clipa.storage.stage import RESUMABLE, make_room_in_cache
 from clipa.storage.store import Store
 
 _EVERY_S = 0.2

@@ -17,8 +17,8 @@ import msgspec
 from clipa.errors import StorageError
 from clipa.registry.run_dir import write_whole
 from clipa.spec.plan import Record
+from clipa.staging.fill import Stopped, Tick
 from clipa.storage.digest import Pinned, Running
-from clipa.storage.fill import Stopped, Tick
 from clipa.storage.manifest import Manifest, Shard
 from clipa.storage.store import Changed, Store
 from clipa.storage.tars import Census, NotATar

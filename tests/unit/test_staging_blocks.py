@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from clipa.storage import blocks
-from clipa.storage.blocks import Blocks
+from clipa.staging import blocks
+from clipa.staging.blocks import Blocks
 from clipa.storage.wire import BLOCK
 
 SIZES = (1, 255, 256 << 10, BLOCK, BLOCK - 1, 3 * BLOCK + 7)

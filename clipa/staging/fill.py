@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from clipa.errors import InputError, StorageError
-from clipa.storage.claims import Claims
+from clipa.staging.claims import Claims
+from clipa.staging.fetch import fetch
+from clipa.staging.part import discard, left_of, parts_in, tag
+from clipa.staging.receipt import Receipts
 from clipa.storage.digest import Check, Pinned, Running, pinned
-from clipa.storage.fetch import fetch
 from clipa.storage.manifest import Shard
-from clipa.storage.part import discard, left_of, parts_in, tag
-from clipa.storage.receipt import Receipts
 from clipa.storage.store import Store
 
 THREADS = 8

@@ -1,9 +1,9 @@
 """Publishing: the checkpoints and results of a run to a URL, marker last. Never from the trainer.
 
-`python -m clipa.storage.publish RUN_DIR --attempt N --until FILE` is a child of the supervisor. It watches the run
+`python -m clipa.staging.publish RUN_DIR --attempt N --until FILE` is a child of the supervisor. It watches the run
 directory until FILE is there, then brings what is left and says by its exit code and its last event whether all of it
 is remote. Nothing waits for it meanwhile: where it is slower than the checkpoints come, those in the middle may be
-passed over, the last one never is. `python -m clipa.storage.publish RUN_DIR` brings what is left of a run that is over.
+passed over, the last one never is. `python -m clipa.staging.publish RUN_DIR` brings what is left of a run that is over.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from clipa.registry.run_dir import RunDir
 from clipa.spec import card
 from clipa.spec import plan as plans
 from clipa.spec.cluster import Dataset
+from clipa.staging.stage import RESUMABLE
 from clipa.storage import fast, published
-from clipa.storage.stage import RESUMABLE
 from clipa.storage.store import Store
 from clipa.storage.upload import upload
 
@@ -140,9 +140,9 @@ def follow(run: RunDir, attempt: int, until: Path | None, target: Dataset) -> in
 
 
 def main() -> int:
-    """Entry of `python -m clipa.storage.publish`: the exit code."""
+    """Entry of `python -m clipa.staging.publish`: the exit code."""
     parser = argparse.ArgumentParser(
-        prog="clipa.storage.publish", description="publish a run's checkpoints and results"
+        prog="clipa.staging.publish", description="publish a run's checkpoints and results"
     )
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--attempt", type=int, help="whose event file it writes (default: the newest)")

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 from clipa.errors import StorageError
 from clipa.registry.run_dir import sync_folder
+from clipa.staging.part import Part, discard
 from clipa.storage.digest import Check, Pinned, pinned
 from clipa.storage.manifest import Shard
-from clipa.storage.part import Part, discard
 from clipa.storage.store import Changed, Store
 from clipa.storage.tars import tar_fault
 

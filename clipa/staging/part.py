@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from clipa.storage.blocks import Blocks
+from clipa.staging.blocks import Blocks
 from clipa.storage.digest import Pinned, Running, xxh3
 from clipa.storage.manifest import Shard
 from clipa.storage.store import PART

@@ -10,13 +10,13 @@ from typing import Literal
 import msgspec
 
 from clipa.errors import InputError, StorageError
-from clipa.storage import errand
+from clipa.staging import errand
+from clipa.staging.fill import Tick
+from clipa.staging.receipt import Receipts
 from clipa.storage import manifest as manifests
 from clipa.storage.dataset import require_safe
 from clipa.storage.digest import Running, pinned
-from clipa.storage.fill import Tick
 from clipa.storage.manifest import Shard
-from clipa.storage.receipt import Receipts
 
 _THREADS = 4
 _Verdict = Literal["right", "wrong", "missing", "unknown"]

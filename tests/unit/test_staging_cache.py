@@ -11,8 +11,8 @@ import pytest
 
 from clipa.registry import events, records
 from clipa.registry.liveness import own_identity
-from clipa.storage.cache import About, listing, sweep, use
-from clipa.storage.claims import Claims
+from clipa.staging.cache import About, listing, sweep, use
+from clipa.staging.claims import Claims
 from clipa.storage.dataset import index
 from clipa.storage.store import Store
 from tests.services.stage_runs import make_run, write_shards
@@ -139,7 +139,7 @@ def test_a_runs_own_words_say_whether_it_lives(tmp_path: Path, cache: Path) -> N
 
 
 def test_two_sweeps_at_once(cache: Path) -> None:
-    code = "import sys; from pathlib import Path; from clipa.storage.cache import sweep; sweep(Path(sys.argv[1]), 0)"
+    code = "import sys; from pathlib import Path; from clipa.staging.cache import sweep; sweep(Path(sys.argv[1]), 0)"
     both = [subprocess.Popen([sys.executable, "-c", code, cache], stderr=subprocess.PIPE) for _ in range(2)]
     assert [process.communicate(timeout=60)[1] for process in both] == [b"", b""]
     assert _names(cache) == []

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from clipa.storage.claims import Claims
+from clipa.staging.claims import Claims
 
 A, B = "0" * 15 + "1", "f" * 16
-HOLDER = "import sys, time; from clipa.storage.claims import Claims; from pathlib import Path; "
+HOLDER = "import sys, time; from clipa.staging.claims import Claims; from pathlib import Path; "
 HOLDER += "c = Claims(Path(sys.argv[1])); print(c.take(sys.argv[2]), flush=True); time.sleep(60)"
 
 

@@ -1,6 +1,6 @@
 """Staging: from a store to a local folder, whole or not at all, verified.
 
-`python -m clipa.storage.stage RUN_DIR --attempt N` stages what a run needs. It is a process of its own, started by the
+`python -m clipa.staging.stage RUN_DIR --attempt N` stages what a run needs. It is a process of its own, started by the
 supervisor, so that no transfer library ever lives in a trainer.
 """
 
@@ -22,11 +22,11 @@ from clipa.registry import events
 from clipa.registry.run_dir import RunDir, write_whole
 from clipa.spec import card, plan
 from clipa.spec.cluster import Dataset
+from clipa.staging.cache import About, sweep, use
+from clipa.staging.fill import Stopped, Tick, fill
 from clipa.storage import fast
 from clipa.storage import manifest as manifests
-from clipa.storage.cache import About, sweep, use
 from clipa.storage.dataset import require_safe
-from clipa.storage.fill import Stopped, Tick, fill
 from clipa.storage.manifest import Manifest, Shard
 from clipa.storage.pattern import redacted
 from clipa.storage.store import Store
@@ -204,8 +204,8 @@ def _read(path: Path, decode: Callable[[bytes], _T]) -> _T:
 
 
 def main() -> int:
-    """Entry of `python -m clipa.storage.stage`: the exit code."""
-    parser = argparse.ArgumentParser(prog="clipa.storage.stage", description="stage what a run reads")
+    """Entry of `python -m clipa.staging.stage`: the exit code."""
+    parser = argparse.ArgumentParser(prog="clipa.staging.stage", description="stage what a run reads")
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--attempt", type=int, required=True)
     parser.add_argument("--writer", default="stage", help="whose event file it is, where several nodes stage")
