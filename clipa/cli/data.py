@@ -233,5 +233,5 @@ def demo(
     if not url.strip():
         raise InputError("an empty URL", where="URL", hint="clipa data demo . writes here")
     where = url if "://" in url else str(Path(url).expanduser().absolute())
-    argv = [sys.executable, "-m", "clipa.data.demo", where, "--of", of.value, *(["--json"] if json else [])]
+    argv = [sys.executable, "-m", "clipa.made.demo", where, "--of", of.value, *(["--json"] if json else [])]
     raise typer.Exit(subprocess.run(argv, check=False).returncode)

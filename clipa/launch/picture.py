@@ -82,7 +82,7 @@ def draw(scene: Scene, out: Path) -> None:
             write_whole(out.absolute(), to_svg(scene).encode())
             return
         part = out.absolute().with_name(f".{out.name}.part")
-        argv = [sys.executable, "-m", "clipa.data.raster", str(part)]
+        argv = [sys.executable, "-m", "clipa.made.raster", str(part)]
         done = subprocess.run(argv, input=msgspec.json.encode(scene), capture_output=True, check=False)
         if done.returncode:
             part.unlink(missing_ok=True)

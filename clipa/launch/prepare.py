@@ -349,7 +349,7 @@ class _Shelf:
 
 
 _MADE = {"digits": ("train", "val", "test"), "emoji": ("train", "val", "test", "unseen")}
-"""The data that clipa makes by itself, and their splits (`clipa.data.demo`)."""
+"""The data that clipa makes by itself, and their splits (`clipa.made.demo`)."""
 
 
 def _demo_bucket(url: str) -> str:
@@ -374,7 +374,7 @@ def make_demo(url: str, kind: str = "digits") -> None:
     if importlib.util.find_spec("sklearn") is None:
         raise MissingPart("the demo's data are made with scikit-learn, which is not installed here",
                           hint="pip install 'clipa[train]'")  # fmt: skip
-    argv = [sys.executable, "-m", "clipa.data.demo", url, "--of", kind]
+    argv = [sys.executable, "-m", "clipa.made.demo", url, "--of", kind]
     made = subprocess.run(argv, capture_output=True, text=True, check=False, cwd="/")
     if made.returncode == MissingPart.exit_code:
         raise MissingPart(made.stderr.strip()[-400:])

@@ -1,4 +1,4 @@
-"""A small line chart as a scene of shapes, and the scene as SVG. Pure; `clipa.data.raster` makes pixels of it."""
+"""A small line chart as a scene of shapes, and the scene as SVG. Pure; `clipa.made.raster` makes pixels of it."""
 
 from __future__ import annotations
 

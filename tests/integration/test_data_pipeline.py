@@ -11,7 +11,6 @@ import msgspec
 import pytest
 import torch
 
-from clipa.data import demo
 from clipa.data.faults import STRETCH
 from clipa.data.index import Part
 from clipa.data.pipeline import Batch, ShardSet, _TrainShare, normalise, open_shards, train_batches
@@ -20,6 +19,7 @@ from clipa.data.shards import Reader
 from clipa.data.sources import ShardLabels
 from clipa.data.wds import shard_bytes
 from clipa.errors import ConfigError, DataError
+from clipa.made import demo
 from clipa.spec.inputs import ImageInput, TextInput
 from clipa.spec.job import Optim, Portion, Pretrain
 from clipa.storage import manifest as manifests

@@ -21,7 +21,7 @@ DOORS = {
     "webdataset": {"clipa/data/wds.py"},
     "timm": {"clipa/model/towers.py"},
     "torchvision": {"clipa/model/torchvision_guard.py"},
-    "sklearn": {"clipa/data/digits.py"},
+    "sklearn": {"clipa/made/digits.py"},
     "xxhash": {"clipa/storage/digest.py"},
     "obstore": {"clipa/storage/fast.py"},
     "nltk": {"clipa/reduction/nltk_tagger.py"},

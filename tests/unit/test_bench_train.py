@@ -29,8 +29,8 @@ from clipa.bench.train_run import Ask
 from clipa.bench.train_sides import DEFAULTS, SAME, Contender
 from clipa.bench.train_windows import Budget, Entry
 from clipa.cli.main import app
-from clipa.data import demo
 from clipa.errors import ConfigError, InputError, MissingPart, TrainError
+from clipa.made import demo
 from clipa.registry import calibration
 from clipa.registry.calibration import Calibration
 from clipa.spec.budget import train_budget

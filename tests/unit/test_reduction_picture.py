@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from clipa.data import picture, scene
 from clipa.data.tokenizer import tokenizer
+from clipa.made import picture, scene
 from clipa.reduction.image import PatchSelection
 from clipa.reduction.text import TokenSelection
 from clipa.spec.catalog import recipes

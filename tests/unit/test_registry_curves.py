@@ -185,6 +185,6 @@ def test_both_formats_are_written_whole(tmp_path: Path) -> None:
 
 
 def test_a_broken_scene_leaves_no_file(tmp_path: Path) -> None:
-    argv = [sys.executable, "-m", "clipa.data.raster", str(tmp_path / "x.png")]
+    argv = [sys.executable, "-m", "clipa.made.raster", str(tmp_path / "x.png")]
     assert subprocess.run(argv, input=b"{", capture_output=True, check=False).returncode
     assert not list(tmp_path.iterdir())

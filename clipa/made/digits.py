@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from clipa.data.captions import TEMPLATES, WORDS, caption
-from clipa.data.made import Made, Maker, Sample
 from clipa.data.order import permutation
 from clipa.errors import MissingPart
+from clipa.made.captions import TEMPLATES, WORDS, caption
+from clipa.made.splits import Made, Maker, Sample
 from clipa.reduction.draws import Draws, Purpose
 
 VERSION = 1

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageChops
 
-from clipa.data import demo, emoji
-from clipa.data.emoji import FONT, Glyph, drawing, glyphs, is_unseen
 from clipa.data.tokenizer import tokenizer
 from clipa.errors import MissingPart
+from clipa.made import demo, emoji
+from clipa.made.emoji import FONT, Glyph, drawing, glyphs, is_unseen
 from clipa.reduction.draws import Draws, Purpose
 
 needs_font = pytest.mark.skipif(not FONT.is_file(), reason="the emoji font (fonts-noto-color-emoji) is not installed")

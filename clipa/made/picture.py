@@ -1,4 +1,4 @@
-"""Draws what each reduction keeps of an image and a caption: python -m clipa.data.picture (`clipa reduce show`).
+"""Draws what each reduction keeps of an image and a caption: python -m clipa.made.picture (`clipa reduce show`).
 
 The choices are made by the very classes that training uses; this file only draws them. It stands here, above
 `clipa.reduction`, because it needs a tokenizer and a decoder.
@@ -18,11 +18,11 @@ from typing import NamedTuple
 import torch
 from PIL import Image
 
-from clipa.data import scene
-from clipa.data.canvas import INK, MUTED, Canvas, Chip
 from clipa.data.decode import Pixels, decode_eval
 from clipa.data.tokenizer import tokenizer
 from clipa.errors import ClipaError, ConfigError, InputError, told
+from clipa.made import scene
+from clipa.made.canvas import INK, MUTED, Canvas, Chip
 from clipa.reduction.image import PatchSelection
 from clipa.reduction.text import Tokenizer, TokenSelection, Word
 from clipa.reduction.wordclass import WordClass, class_of
@@ -248,7 +248,7 @@ def _bytes_of(image: Path | None) -> bytes:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Entry of `python -m clipa.data.picture`: 0 done, 1 the image cannot be decoded, 2 the input is wrong."""
+    """Entry of `python -m clipa.made.picture`: 0 done, 1 the image cannot be decoded, 2 the input is wrong."""
     parser = argparse.ArgumentParser(prog="clipa reduce show", description="Draw what each reduction keeps.")
     parser.add_argument("image", nargs="?", type=Path)
     parser.add_argument("--caption", default=scene.CAPTION)

@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont, features
 
-from clipa.data.made import Made, Maker, Sample
 from clipa.errors import MissingPart
+from clipa.made.splits import Made, Maker, Sample
 from clipa.reduction.draws import Draws, Purpose
 
 VERSION = 1

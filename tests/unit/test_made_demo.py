@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipa.data import demo, digits
-from clipa.data.captions import TEMPLATES, WORDS, caption
 from clipa.data.index import Part
-from clipa.data.made import Written
 from clipa.data.shards import Reader, caption_of, label_of, open_shards
 from clipa.data.tokenizer import tokenizer
+from clipa.made import demo, digits
+from clipa.made.captions import TEMPLATES, WORDS, caption
+from clipa.made.splits import Written
 from clipa.reduction.draws import Draws, Purpose
 from clipa.spec.cluster import Dataset
 from clipa.spec.evalset import EvalSet

@@ -1,4 +1,4 @@
-"""A scene of clipa.registry.picture as PNG: `python -m clipa.data.raster OUT.png < scene.json`."""
+"""A scene of clipa.registry.picture as PNG: `python -m clipa.made.raster OUT.png < scene.json`."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def _pieces(line: Line, dash: float = 5.0, gap: float = 4.0) -> list[list[tuple[
 
 
 def main() -> None:
-    """Entry of `python -m clipa.data.raster`."""
-    parser = argparse.ArgumentParser(prog="clipa.data.raster")
+    """Entry of `python -m clipa.made.raster`."""
+    parser = argparse.ArgumentParser(prog="clipa.made.raster")
     parser.add_argument("out", type=Path)
     scene = msgspec.json.decode(sys.stdin.buffer.read(), type=Scene)
     rasterise(scene).save(parser.parse_args().out, format="PNG")

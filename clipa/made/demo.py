@@ -1,4 +1,4 @@
-"""The data that clipa makes by itself: `python -m clipa.data.demo URL [--of digits|emoji] [--json]`.
+"""The data that clipa makes by itself: `python -m clipa.made.demo URL [--of digits|emoji] [--json]`.
 
 Written as webdataset shards under URL/train, URL/val, URL/test and, for emoji, URL/unseen.
 """
@@ -10,10 +10,10 @@ import sys
 
 import msgspec
 
-from clipa.data import digits, emoji
-from clipa.data.made import Written
-from clipa.data.made import write as write_made
 from clipa.errors import ClipaError, told
+from clipa.made import digits, emoji
+from clipa.made.splits import Written
+from clipa.made.splits import write as write_made
 
 MAKERS = {"digits": digits.MAKER, "emoji": emoji.MAKER}
 
@@ -30,7 +30,7 @@ def write(url: str, kind: str = "digits") -> Written:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Entry of `python -m clipa.data.demo`: 0 done, 1 the work failed, 2 the URL is wrong or a part is missing."""
+    """Entry of `python -m clipa.made.demo`: 0 done, 1 the work failed, 2 the URL is wrong or a part is missing."""
     parser = argparse.ArgumentParser(prog="clipa data demo", description="Write data that clipa makes, as shards.")
     parser.add_argument("url", help="where to: a folder, file:// or s3:// URL")
     parser.add_argument("--of", choices=MAKERS, default="digits", help="what to make")

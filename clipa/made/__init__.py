@@ -1,0 +1,1 @@
+"""What clipa makes by itself: the demo data, and pictures."""
