@@ -73,7 +73,8 @@ def test_relative_and_home_paths(tmp_path: Path, home: Path, monkeypatch: pytest
 
 
 @pytest.mark.parametrize(("scheme", "package"), [("gs", "gcsfs"), ("nope", "nope")])
-def test_a_missing_driver_is_named(scheme: str, package: str) -> None:
+def test_a_missing_driver_is_named(scheme: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(InputError, match=package):
         Store(f"{scheme}://b/x")
 
