@@ -32,6 +32,7 @@ from clipa.spec.plan import Plan
 from clipa.staging.fetch import fetch
 from clipa.staging.fill import Stopped
 from clipa.storage import fast
+from clipa.storage.leave import ends_at_once
 from clipa.storage.manifest import Manifest, Shard
 from clipa.storage.store import Store
 
@@ -201,6 +202,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    code = main()
-    sys.stdout.flush()
-    os._exit(code)  # at once: threads that wait for a store that hangs would hold the process
+    ends_at_once(main)

@@ -7,7 +7,6 @@ import os
 import signal
 import sys
 import time
-import traceback
 from collections import Counter
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from clipa.staging.stage import RESUMABLE, make_room_in_cache
 from clipa.storage import fast
 from clipa.storage import manifest as manifests
 from clipa.storage.dataset import index, listed, publish_manifest, require_safe
+from clipa.storage.leave import ends_at_once
 from clipa.storage.manifest import Manifest
 from clipa.storage.store import Store
 
@@ -181,11 +181,4 @@ def _failed(event: errand.Failed) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        code = main()
-    except BaseException:
-        traceback.print_exc()
-        code = 1
-    sys.stderr.flush()
-    # At once: threads that wait for a store that hangs would hold the process. Final names are whole at any moment.
-    os._exit(code)
+    ends_at_once(main)

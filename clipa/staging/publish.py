@@ -13,7 +13,6 @@ import os
 import signal
 import sys
 import time
-import traceback
 from pathlib import Path
 
 import msgspec
@@ -26,6 +25,7 @@ from clipa.spec import plan as plans
 from clipa.spec.cluster import Dataset
 from clipa.staging.stage import RESUMABLE
 from clipa.storage import fast, published
+from clipa.storage.leave import ends_at_once
 from clipa.storage.store import Store
 from clipa.storage.upload import upload
 
@@ -166,11 +166,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        code = main()
-    except BaseException:
-        traceback.print_exc()
-        code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    ends_at_once(main)

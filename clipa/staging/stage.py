@@ -10,7 +10,6 @@ import argparse
 import os
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -27,6 +26,7 @@ from clipa.staging.fill import Stopped, Tick, fill
 from clipa.storage import fast
 from clipa.storage import manifest as manifests
 from clipa.storage.dataset import require_safe
+from clipa.storage.leave import ends_at_once
 from clipa.storage.manifest import Manifest, Shard
 from clipa.storage.pattern import redacted
 from clipa.storage.store import Store
@@ -221,12 +221,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        code = main()
-    except BaseException:
-        traceback.print_exc()
-        code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # At once: threads that wait for a store that hangs would hold the process. Final names are whole at any moment.
-    os._exit(code)
+    ends_at_once(main)
