@@ -6,17 +6,20 @@ import contextlib
 import os
 import shutil
 import signal
-import socket
 import tempfile
 import time
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from clipa.errors import ClipaError, InputError
 from clipa.host import containers, devices, hang, publishing, render, telling
 from clipa.host.bad_nodes import at_fault
 from clipa.host.blame import blamed
 from clipa.host.children import Child, last_lines
 from clipa.host.decide import Verdict
+from clipa.host.meeting import Reservation
 from clipa.registry import events, records
 from clipa.registry.liveness import own_identity
 from clipa.registry.run_dir import RunDir
@@ -90,7 +93,7 @@ class Attempt:
                     beside = (self.run, self.plan, self.attempt, scratch, self._tick, self._leave_by)
                     self._remote = held.enter_context(publishing.alongside(*beside))
                     held.enter_context(telling.alongside(*beside))
-                return self._ranks(lease)
+                return self._ranks(lease, held)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
@@ -189,10 +192,12 @@ class Attempt:
             return Verdict("stopped", f"{verdict.error}: the first node says why", retry=True)
         return at_fault(self.run, out, place.nodes, verdict.error, self.log)
 
-    def _ranks(self, lease: devices.Lease) -> Verdict:
+    def _ranks(self, lease: devices.Lease, held: contextlib.ExitStack) -> Verdict:
         logs, place, local = self.run.logs(self.attempt), self.place, self.plan.world.local
         self._name_shortfall()
-        port = place.port or (_free_port() if local > 1 else 0)
+        port = place.port
+        if not port and local > 1:
+            port = held.enter_context(Reservation(place.address, 0)).port
         gpus = [gpu.uuid for gpu in lease.gpus] if place.scheduler == "local" or not self.plan.world.gpus else None
         argv = render.rank_argv(self.plan, self.run, self.attempt)
         start = containers.starter(self.plan, self._note)
@@ -320,11 +325,15 @@ class Leaving:
         """Called every few seconds while an attempt runs."""
 
 
-def _free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
+def guarded(work: Callable[[], Verdict]) -> Verdict:
+    """What `work` says; an error that it raises is the verdict, so that the run and those behind it hear of it."""
+    try:
+        return work()
+    except ClipaError as error:
+        return Verdict("failed", str(error), retry=not isinstance(error, InputError))
+    except Exception as error:
+        traceback.print_exc()
+        return Verdict("failed", f"its supervisor failed: {type(error).__name__}: {error}", retry=True)
 
 
 def _ticks(children: list[Child]) -> tuple[int, ...]:

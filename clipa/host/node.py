@@ -12,13 +12,12 @@ import os
 import stat
 import tempfile
 import time
-import traceback
 from pathlib import Path
 from typing import NamedTuple
 
-from clipa.errors import ClipaError, InputError
+from clipa.errors import InputError
 from clipa.host import bad_nodes, render
-from clipa.host.attempt import Attempt, Leaving, Place
+from clipa.host.attempt import Attempt, Leaving, Place, guarded
 from clipa.host.decide import Verdict, is_done
 from clipa.host.meeting import Reservation
 from clipa.host.supervisor import close, read_plan
@@ -139,19 +138,13 @@ class Node:
         with contextlib.ExitStack() as held:
             place = self._place(*self._meeting(held))
             work = Attempt(self.run, self.plan, self.attempt, self.submission, self.leaving, place)
-            return self._worked(work)
+            verdict = guarded(lambda: self._on_node(work))
+            work.end(verdict, final=verdict.outcome in ("done", "cancelled"))
+            return verdict
 
-    def _worked(self, work: Attempt) -> Verdict:
-        try:
-            self._prepare()
-            verdict = self._bad_node(work) or work.execute()
-        except ClipaError as error:
-            verdict = Verdict("failed", str(error), retry=not isinstance(error, InputError))
-        except Exception as error:
-            traceback.print_exc()
-            verdict = Verdict("failed", f"its supervisor failed: {type(error).__name__}: {error}", retry=True)
-        work.end(verdict, final=verdict.outcome in ("done", "cancelled"))
-        return verdict
+    def _on_node(self, work: Attempt) -> Verdict:
+        self._prepare()
+        return self._bad_node(work) or work.execute()
 
     def _bad_node(self, work: Attempt) -> Verdict | None:
         """Look at this node before anything is started on it, and remember one that is not fit."""

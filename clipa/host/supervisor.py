@@ -9,7 +9,7 @@ from typing import NamedTuple
 import msgspec
 
 from clipa.errors import LaunchError
-from clipa.host.attempt import Attempt, Leaving
+from clipa.host.attempt import Attempt, Leaving, guarded
 from clipa.host.decide import Trace, decide, is_done, trace_of
 from clipa.registry import events, records
 from clipa.registry.liveness import own_identity
@@ -90,7 +90,7 @@ class Supervisor:
             if not run.claim(attempt):
                 return False  # another supervisor has this submission: it is theirs to finish
             work = Attempt(run, plan, attempt, submission, self.leaving)
-            verdict = work.execute()
+            verdict = guarded(work.execute)
             history.append(trace_of(run, attempt, verdict))
             last = attempt == submission + plan.limits.max_attempts - 1
             verdict, final = decide(verdict, history, last, plan.limits.max_attempts)
