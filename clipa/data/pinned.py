@@ -63,7 +63,9 @@ def streamed(run: RunDir, plan: Plan, attempt: int, step: int, meet: Callable[[]
     here = f"{run.id}.{socket.gethostname()}"
     folder = Path(plan.cache) / "streamed" / here / str(attempt)
     ahead = _PREPARED * max(1, plan.world.loader_workers)
+    node = int(os.environ.get("RANK", "0")) // plan.world.local
     argv = [sys.executable, "-m", "clipa.data.streamer", str(run.path), str(folder), "--start", str(step)]
+    argv += ["--node", str(node)]
     with contextlib.ExitStack() as stack:
         told: IO[bytes] | None = None
         if os.environ.get("LOCAL_RANK", "0") == "0":

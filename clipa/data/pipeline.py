@@ -18,7 +18,7 @@ from clipa.data.decode import HugeImage, Pixels, decode_train
 from clipa.data.faults import Bad, Fault, Faults, Kind, tell_skipped
 from clipa.data.index import Part
 from clipa.data.loader import load
-from clipa.data.order import Mixture, Order, Place
+from clipa.data.order import Place, mixture_of
 from clipa.data.shards import Reader, ShardSet, open_shards
 from clipa.data.tokenizer import tokenizer
 from clipa.errors import ConfigError, DataError
@@ -57,8 +57,7 @@ class _TrainShare:
     ) -> None:
         self._readers = tuple(readers)
         self._words = words
-        orders = [Order(reader.sizes(), seed, phase.shuffle_window) for reader in readers]
-        self._mixture = Mixture(orders, [portion.weight for portion in phase.portions])
+        self._mixture = mixture_of(phase, [reader.sizes() for reader in readers], seed)
         self._image: ImageInput = phase.image
         self._size = decoded_size(phase.image)
         self._text = phase.text

@@ -1,4 +1,4 @@
-"""`python -m clipa.data.streamer RUN_DIR ...`: brings the shards of the next windows, and removes those that are past.
+"""`python -m clipa.data.streamer RUN_DIR ...`: brings the shards of a node's next windows, and removes those behind it.
 
 One process a node, started by its first rank, and dead with it: it reads on its standard input how many steps are
 done, and leaves at its end. Storage clients live here alone, in a process that never forks (see `clipa.storage.fast`).
@@ -14,14 +14,12 @@ import shutil
 import sys
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
 from clipa.data.index import load_index, sidecar
-from clipa.data.order import Order
+from clipa.data.order import Reading, mixture_of
 from clipa.data.pinned import pinned_manifest
 from clipa.data.shards import ALIVE, FAILED
 from clipa.errors import ClipaError, DataError
@@ -39,29 +37,38 @@ from clipa.storage.store import Store
 _BEAT_S = 1.0
 _PATIENCE_S = 3.0
 _THREADS = 4
-"""Shards that are read at once: what lies in the next window is wanted in any order, the first windows first."""
+"""Shards that are brought at once: what lies in the next windows is wanted in any order, the first windows first."""
+_WINDOWS = 3
+"""Windows of a lane that are held where nobody says how many bytes: the one that is read, and two more."""
 _LAG = 16
 """Steps by which another rank of the node may be behind the one that tells: their devices meet in every step, and a
 device's queue holds few steps.
 """
 
 
-class _Window(NamedTuple):
-    """Shards that are shuffled together, and the positions in the stream at which they begin and end to be read."""
-
-    first: int
-    end: int
-    shards: tuple[int, ...]
-
-
 class Streamer:
-    """Keeps the windows around the trainer's step in a folder."""
+    """Keeps the windows around the trainer's step in a folder.
 
-    def __init__(self, manifest: Manifest, store: Store, folder: Path, phase: TrainPhase, seed: int) -> None:
+    Args:
+        manifest: the dataset.
+        store: where it lies.
+        folder: where its shards are brought to.
+        phase: what reads it.
+        seed: of the order of samples.
+        slots: those of every step that are read from this folder; empty: all of them.
+    """
+
+    def __init__(
+        self, manifest: Manifest, store: Store, folder: Path, phase: TrainPhase, seed: int, slots: range = range(0)
+    ) -> None:
         self._shards = manifest.shards
-        self._store, self._folder, self._batch = store, folder, phase.batch
-        self._order = Order([shard.samples or 0 for shard in manifest.shards], seed, phase.shuffle_window)
+        self._store, self._folder = store, folder
+        self._mixture = mixture_of(phase, [[shard.samples or 0 for shard in manifest.shards]], seed)
+        slots = slots or range(phase.batch)
+        self._lanes = self._mixture.lanes_of(slots.start, slots.stop)
         self._told = threading.Condition()
+        self._coming: set[int] = set()
+        self._failure: Exception | None = None
         self._step = 0
         self._leave = False
 
@@ -69,13 +76,13 @@ class Streamer:
         """So many steps are done."""
         with self._told:
             self._step = step
-            self._told.notify()
+            self._told.notify_all()
 
     def leave(self) -> None:
         """Stop at the next piece that arrives."""
         with self._told:
             self._leave = True
-            self._told.notify()
+            self._told.notify_all()
 
     def run(self, start: int, stop: int, ahead: int, limit: int) -> None:
         """Bring what the steps start..stop-1 read.
@@ -93,37 +100,66 @@ class Streamer:
             ClipaError: a shard cannot be had, or is not what the manifest says.
         """
         self.tell(start)
-        held: deque[_Window] = deque()
-        # Without an end: a run that went past some samples reads as many more (clipa.registry.skips).
-        for window in self._windows(start * self._batch):
-            self._wait_for_room(held, window, ahead, limit if window.first < stop * self._batch else None)
-            with ThreadPoolExecutor(_THREADS) as pool:
-                list(pool.map(self._bring, (self._shards[number] for number in window.shards)))
-            held.append(window)
+        held: list[Reading] = []
+        pool = ThreadPoolExecutor(_THREADS)
+        try:
+            # Without an end: a run that went past some samples reads as many more (clipa.registry.skips).
+            for window in self._mixture.readings(start, self._lanes):
+                self._wait_for_room(held, window, ahead, limit if window.first < stop else None)
+                held.append(window)
+                for number in window.shards:
+                    if self._takes(number):
+                        pool.submit(self._work, number)
+        finally:
+            self.leave()
+            # What failed is said at once. When all leave, nobody may write into a folder that is removed.
+            pool.shutdown(wait=self._failure is None, cancel_futures=True)
 
-    def _windows(self, position: int) -> Iterator[_Window]:
-        while True:
-            end, shards = self._order.window(position)
-            yield _Window(position, end, shards)
-            position = end
-
-    def _wait_for_room(self, held: deque[_Window], window: _Window, ahead: int, limit: int | None) -> None:
+    def _wait_for_room(self, held: list[Reading], window: Reading, ahead: int, limit: int | None) -> None:
         """Wait until a window is needed now, or, unless `limit` is None, has room."""
         with self._told:
-            while not self._leave:
-                while held and held[0].end <= (self._step - _LAG) * self._batch:
-                    self._remove(held.popleft(), [*held, window])
-                if window.first < (self._step + ahead + 1) * self._batch:
+            while not (self._leave or self._failure):
+                past = [one for one in held if one.end <= self._step - _LAG]
+                if past:
+                    held[:] = [one for one in held if one.end > self._step - _LAG]
+                    self._remove(past, [*held, window])
+                if window.first <= self._step + ahead:
                     return
                 numbers = {number for one in (*held, window) for number in one.shards}
-                fits = sum(self._shards[number].size for number in numbers) <= limit if limit else len(held) < 3
+                size = sum(self._shards[number].size for number in numbers)
+                fits = size <= limit if limit else len(held) < _WINDOWS * len(self._lanes)
                 if fits and limit is not None:
                     return
                 self._told.wait()
-        raise Stopped
+        raise self._failure or Stopped
 
-    def _remove(self, window: _Window, kept: list[_Window]) -> None:
-        for number in set(window.shards) - {number for one in kept for number in one.shards}:
+    def _takes(self, number: int) -> bool:
+        """Wait until another shard may be brought; False for one that is on its way."""
+        with self._told:
+            while len(self._coming) >= _THREADS and not (self._leave or self._failure):
+                self._told.wait()
+            if self._leave or self._failure:
+                raise self._failure or Stopped
+            if number in self._coming:
+                return False
+            self._coming.add(number)
+            return True
+
+    def _work(self, number: int) -> None:
+        failure: Exception | None = None
+        try:
+            self._bring(self._shards[number])
+        except Stopped:
+            pass
+        except Exception as error:  # whatever it is, it is raised where `run` waits
+            failure = error
+        with self._told:
+            self._coming.discard(number)
+            self._failure = self._failure or failure
+            self._told.notify_all()
+
+    def _remove(self, windows: Iterable[Reading], kept: Iterable[Reading]) -> None:
+        for number in {n for one in windows for n in one.shards} - {n for one in kept for n in one.shards}:
             path = self._folder / self._shards[number].name
             path.unlink(missing_ok=True)
             sidecar(path).unlink(missing_ok=True)
@@ -174,7 +210,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="clipa.data.streamer", description="bring a run's shards as they are needed")
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("folder", type=Path)
-    for name in ("--start", "--ahead"):
+    for name in ("--start", "--ahead", "--node"):
         parser.add_argument(name, type=int, required=True)
     arguments = parser.parse_args()
     folder: Path = arguments.folder
@@ -188,7 +224,9 @@ def main() -> int:
         _in_thread(lambda: _beat(folder / ALIVE))
         manifest = pinned_manifest(run, plan.data.manifest)
         store = fast.open_store(plan.data.source)
-        streamer = Streamer(manifest, store, folder, plan.settings, plan.seed)
+        each = plan.settings.batch // plan.world.nodes
+        slots = range(arguments.node * each, (arguments.node + 1) * each)
+        streamer = Streamer(manifest, store, folder, plan.settings, plan.seed, slots)
         _in_thread(lambda: _follow(streamer))
         print("ready", flush=True)
         streamer.run(arguments.start, plan.steps, arguments.ahead, plan.cache_limit)

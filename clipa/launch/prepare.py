@@ -17,14 +17,14 @@ import msgspec
 import clipa
 from clipa.errors import ConfigError, MissingPart, StorageError, did_you_mean
 from clipa.host import devices
-from clipa.launch import pin, weights
+from clipa.launch import division, pin, weights
 from clipa.launch.evaluation import pin_sets
 from clipa.launch.stage_job import with_stage
 from clipa.registry import provenance
 from clipa.spec import budget, catalog, cost, hardware
 from clipa.spec.cluster import Cluster, Dataset
 from clipa.spec.evalset import EvalSet
-from clipa.spec.job import Eval, Phase, Recipe, TrainPhase
+from clipa.spec.job import Eval, Phase, Recipe
 from clipa.spec.leave import leave
 from clipa.spec.load import LoadedRecipe, anchored
 from clipa.spec.plan import Data, EvalData, Limits, Plan, Weights, World
@@ -81,8 +81,8 @@ def prepare(request: Request) -> Prepared:
         where = f"{request.recipe.path}: phases.{name}"
         limits, phase, note = _limits(cluster, recipe, recipe.phases[name])
         phase, passes = _in_passes(cluster, recipe, phase, world)
-        notes += [f"{name}: {said}" for said in (note, passes) if said]
         mixed = shelf.mixture(phase, where)
+        notes += [f"{name}: {said}" for said in (note, passes, division.read_by_each(mixed, phase, world)) if said]
         plan = Plan(
             run=f"{group}-{name}",
             group=group,
@@ -94,7 +94,7 @@ def prepare(request: Request) -> Prepared:
             backend=cluster.backend,
             model=recipe.model,
             settings=phase,
-            world=_fitting(world, phase, where),
+            world=division.fitting(world, phase, where),
             limits=limits,
             code=provenance.code(),
             run_root=str(request.run_root),
@@ -117,7 +117,7 @@ def prepare(request: Request) -> Prepared:
         plans.append(msgspec.structs.replace(plan, container=pin.with_data(pinned, plan)))
         if not isinstance(phase, Eval):
             init, parent = Weights(ref=f"run:{plan.run}@final", run=plan.run), plan.run
-    return Prepared(with_stage(plans, recipe), shelf.manifests, tuple(notes))
+    return Prepared(with_stage(plans, recipe), shelf.manifests, (*shelf.notes, *notes))
 
 
 def _limits(cluster: Cluster, recipe: Recipe, phase: Phase) -> tuple[Limits, Phase, str]:
@@ -236,19 +236,6 @@ def _world(cluster: Cluster) -> World:
         loader_workers=cluster.loader_workers,
         gpu_tflops=cluster.gpu_tflops,
     )
-
-
-def _fitting(world: World, phase: Phase, where: str) -> World:
-    if isinstance(phase, TrainPhase) and phase.batch % world.processes:
-        near = [n for n in range(1, phase.batch + 1) if phase.batch % n == 0]
-        below = max(n for n in near if n <= world.processes)
-        above = min((n for n in near if n >= world.processes), default=below)
-        raise ConfigError(
-            f"batch {phase.batch} is not divisible by {world.processes} processes",
-            where=f"{where}.batch",
-            allowed=f"{below} or {above} processes, or a batch that is a multiple of {world.processes}",
-        )
-    return world
 
 
 def _require_training_part(recipe: Recipe, cluster: Cluster) -> None:

@@ -106,7 +106,10 @@ class TrainPhase(Struct, frozen=True, kw_only=True, tag_field="kind"):
     moments), `recompute` (the share of blocks whose activations are computed anew in the backward pass instead of
     being kept, 0 to 1) and `compile` (`auto`: on GPUs). `deterministic`: bit-identical repeats on GPUs too, slower.
     `shuffle_window`: samples that are shuffled together, at least, in whole shards: with 10,000 a shard, seven shards;
-    small datasets entirely. `bad_samples`: the largest share that may be unusable (broken images, empty captions).
+    small datasets entirely. `lanes`: parts of equal length into which an epoch is cut; every step reads all of them, a
+    node only those of its samples, so of a streamed dataset only its part. They change the order of the samples, so
+    they must not depend on where a recipe runs; each has its own window, of `shuffle_window` / `lanes` samples at
+    least and a shard. `bad_samples`: the largest share that may be unusable (broken images, empty captions).
     Web datasets have well below 1 %: more is a fault of whoever wrote them.
 
     `on_nan`, `on_spike`: what follows a loss that is not finite, or rises far above what was usual: `stop`; `rollback`:
@@ -131,6 +134,7 @@ class TrainPhase(Struct, frozen=True, kw_only=True, tag_field="kind"):
     evaluate: Evaluate = Evaluate()
     log_every_samples: int = 0
     shuffle_window: int = 65_536
+    lanes: int = 1
     bad_samples: float = 0.1
     on_nan: Literal["stop", "rollback"] = "stop"
     on_spike: Literal["note", "stop", "rollback"] = "note"
@@ -150,6 +154,7 @@ class TrainPhase(Struct, frozen=True, kw_only=True, tag_field="kind"):
         require(self.micro_batch >= 0, f"micro_batch must be >= 0 (0: as the plan finds room), got {self.micro_batch}")
         require(0 <= self.recompute <= 1, f"recompute must be a share of the blocks, 0 to 1, got {self.recompute}")
         require(self.shuffle_window >= 1, f"shuffle_window must be >= 1 sample, got {self.shuffle_window}")
+        _require_lanes(self.lanes, self.batch)
         require(0 <= self.bad_samples <= 1, f"bad_samples must be a share, 0 to 1, got {self.bad_samples}")
         best = self.checkpoint.keep_best
         require(
@@ -163,6 +168,18 @@ class TrainPhase(Struct, frozen=True, kw_only=True, tag_field="kind"):
     def portions(self) -> tuple[Portion, ...]:
         """The datasets and their weights; one has weight 1."""
         return (Portion(name=self.data, weight=1.0),) if isinstance(self.data, str) else self.data
+
+
+def _require_lanes(lanes: int, batch: int) -> None:
+    require(1 <= lanes <= batch, f"lanes must be 1 to {batch} (one sample of a batch for each), got {lanes}")
+    if batch % lanes:
+        fitting = [number for number in range(1, batch + 1) if batch % number == 0]
+        below = max(number for number in fitting if number < lanes)
+        above = min(number for number in fitting if number > lanes)
+        raise ValueError(
+            f"batch {batch} is not divisible by {lanes} lanes (nearest: {below} or {above} lanes, "
+            f"or a batch of {batch // lanes * lanes} or {-(-batch // lanes) * lanes})"
+        )
 
 
 def _require_mixture(portions: tuple[Portion, ...]) -> None:

@@ -1,3 +1,4 @@
+import hashlib
 import pickle
 
 import numpy as np
@@ -59,6 +60,42 @@ def test_the_order_is_pinned() -> None:
     assert Order([3, 4, 5], 1).at(0, 24).tolist() == PINNED
 
 
+def _hash(numbers: object) -> str:
+    return hashlib.sha256(np.asarray(numbers, dtype="<i8").tobytes()).hexdigest()[:16]
+
+
+SETS = [([3, 0, 5, 40, 1, 0, 17], 1, 20), ([1000] * 7 + [3], 2**62 + 5, 2500),
+        ([10_000 - n % 7 for n in range(41)], 3, 65_536)]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("sizes", "seed", "window", "pinned"),
+    [
+        (*SETS[0], ["41df42e1cf7051c0", "a2e0ebeb204f3a61", "d2f913a6f0a53dc5"]),
+        (*SETS[1], ["4dfc969c76d3d5ff", "82aa2d390b4c69ad", "38fb944d6c3db029"]),
+        (*SETS[2], ["b93d116dab5b857e", "982df8693b18caf6", "d671280aeb20cadb"]),
+    ],
+)
+def test_one_lane_is_the_order_of_the_versions_before_lanes(
+    sizes: list[int], seed: int, window: int, pinned: list[str]
+) -> None:
+    """Written down by clipa at fcd5775, which had none: plans and checkpoints of that time go on where they were."""
+    order, total = Order(sizes, seed, window), sum(sizes)
+    places = range(0, 3 * total, max(1, total // 50))
+    assert [
+        _hash(order.at(total // 3, total // 3 + 2 * total + 7)),
+        _hash([order.replacement(place, tries) for place in places for tries in range(3)]),
+        _hash([number for place in places for end, shards in [order.window(place)] for number in (end, *shards)]),
+    ] == pinned
+
+
+def test_a_mixture_of_one_lane_is_that_of_the_versions_before_lanes() -> None:
+    mixture = Mixture([Order(sizes, 9, window) for sizes, _, window in SETS], [0.5, 0.3, 0.001])
+    assert _hash([part for place in mixture.at(3000, 3000 + 5 * BLOCK) for part in place]) == "5f7521db47f23b3b"
+    stand_ins = [part for position in range(0, 9 * BLOCK, 97) for part in mixture.replacement(position, 1)]
+    assert _hash(stand_ins) == "3de6ddd266c29a39"
+
+
 def test_pickled_order_is_the_same() -> None:
     order = Order([3, 4, 5], 1)
     assert pickle.loads(pickle.dumps(order)).at(5, 30).tolist() == order.at(5, 30).tolist()
@@ -74,11 +111,10 @@ def test_replacements_are_all_other_samples_of_the_window(
     sizes: list[int], seed: int, window: int, position: int
 ) -> None:
     order = Order(sizes, seed, window)
-    epoch, offset = divmod(position, sum(sizes))
-    bounds, _ = order._shard_windows(epoch)
-    at = int(np.searchsorted(bounds, offset, side="right")) - 1
-    first = epoch * sum(sizes)
-    members = order.at(first + int(bounds[at]), first + int(bounds[at + 1])).tolist()
+    epoch = position // sum(sizes)
+    end = order.window(position)[0]
+    start = next(p for p in range(epoch * sum(sizes), position + 1) if order.window(p)[0] == end)
+    members = order.at(start, end).tolist()
     tried = [order.replacement(position, tries) for tries in range(len(members))]
     assert sorted(tried) == sorted(members)
     if len(members) > 1:  # the bad sample itself is not what is tried first

@@ -1,0 +1,58 @@
+"""Whether the batch and the lanes of a phase can be divided among processes and nodes. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from clipa.errors import ConfigError
+from clipa.spec.job import Phase, TrainPhase
+from clipa.spec.plan import Data, World
+
+
+def fitting(world: World, phase: Phase, where: str) -> World:
+    """The processes, where the phase can be divided among them.
+
+    A node's samples must be those of whole lanes, or of a part of one: else it would read lanes that others read too.
+
+    Raises:
+        ConfigError: it cannot, with the nearest numbers that can.
+    """
+    if not isinstance(phase, TrainPhase):
+        return world
+    if phase.batch % world.processes:
+        near = [n for n in range(1, phase.batch + 1) if phase.batch % n == 0]
+        below = max(n for n in near if n <= world.processes)
+        above = min((n for n in near if n >= world.processes), default=below)
+        raise ConfigError(
+            f"batch {phase.batch} is not divisible by {world.processes} processes",
+            where=f"{where}.batch",
+            allowed=f"{below} or {above} processes, or a batch that is a multiple of {world.processes}",
+        )
+    if phase.lanes % world.nodes and world.nodes % phase.lanes:
+        fitting = [n for n in _lanes(phase, world) if n != phase.lanes]
+        near = [n for n in fitting if n < phase.lanes][-1:] + [n for n in fitting if n > phase.lanes][:1]
+        raise ConfigError(
+            f"{phase.lanes} lanes cannot be divided among {world.nodes} nodes",
+            where=f"{where}.lanes",
+            allowed=f"{' or '.join(map(str, near))} lanes, or a number of nodes that divides {phase.lanes}",
+        )
+    return world
+
+
+def read_by_each(mixed: Sequence[Data], phase: Phase, world: World) -> str:
+    """A remark where each of several nodes brings more of a streamed dataset than its part; else empty."""
+    streamed = [data.name for data in mixed if data.access == "stream"]
+    if not isinstance(phase, TrainPhase) or world.nodes == 1 or not streamed or phase.lanes >= world.nodes:
+        return ""
+    part = "all" if phase.lanes == 1 else f"1/{phase.lanes}"
+    best = next((n for n in _lanes(phase, world) if n >= world.nodes), 0)
+    cure = f"; lanes = {best} makes it 1/{world.nodes}, and changes the order of the samples" if best else ""
+    return f"each of {world.nodes} nodes reads {part} of {' and '.join(streamed)}{cure}"
+
+
+def _lanes(phase: TrainPhase, world: World) -> list[int]:
+    """The numbers of lanes that divide the batch, and that the nodes divide or are divided by."""
+    return [
+        n for n in range(1, phase.batch + 1)
+        if phase.batch % n == 0 and (n % world.nodes == 0 or world.nodes % n == 0)
+    ]  # fmt: skip
