@@ -54,8 +54,11 @@ def build(
     from clipa.cli.building import Watcher
     from clipa.image import build as building
     from clipa.image import context, engine
+    from clipa.image.reference import parse_tag
 
     args = context.build_args(build_arg or [])
+    for name in tag or []:
+        parse_tag(name)  # before the build, not after it
     docker = engine.connect()
     with Watcher(quiet=json) as watcher:
         request = building.Request(source, variant, base, args, platform, no_cache, network)

@@ -131,7 +131,7 @@ def resume(
     from clipa.launch import control
 
     found = words.chosen(runs, words.everything(settle=True).statuses)
-    for note in control.check_images(found):
+    for note in control.moved_images(found):
         show.note(note)
     resumed = control.resume(found)
     holds = container.ends_with_us()
@@ -200,9 +200,8 @@ def show_(runs: SomeRuns, json: Json = False) -> None:
             print(f"  {line}")
         code = facts.plan.code
         print(f"  clipa {code.version} {code.revision[:12]}{' (dirty)' if code.dirty else ''}")
-        if image := facts.plan.container:
-            runs_code = f"code from {image.code}" if image.code else "its own code"
-            print(f"  {image.runtime} {image.reference}, {image.kind} {image.digest}, {runs_code}")
+        for line in show.image(facts.plan.container):
+            print(f"  {line}")
         print(f"  {s.root}/{s.run}")
     for line in show.reasons(found):
         show.note(line)

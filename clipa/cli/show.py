@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from clipa.launch.request import Submission
     from clipa.registry.events import Step
     from clipa.registry.state import Facts, RunStatus, Score
+    from clipa.spec.container import Pinned
     from clipa.spec.plan import Plan
 
 STYLES = {
@@ -203,6 +204,15 @@ def plan_text(plans: Sequence[Plan]) -> str:
         if plan.steps:
             lines.append(f"  {plan.steps:,} steps, warm-up {plan.warmup_steps:,}")
     return "\n".join(lines)
+
+
+def image(pinned: Pinned | None) -> list[str]:
+    """The image of a run, and whose code runs in it."""
+    if pinned is None:
+        return []
+    runs_code = f"code from {pinned.code}" if pinned.code else "its own code"
+    lines = [f"{pinned.runtime} {pinned.reference}, {pinned.kind} {pinned.digest}, {runs_code}"]
+    return [*lines, f"made from {pinned.source}"] if pinned.source else lines
 
 
 def ends(holds: bool) -> str:

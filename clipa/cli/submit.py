@@ -83,7 +83,7 @@ def _submit(
     from clipa.launch import request
 
     settled = request.settle(what, recipe, cluster, overrides or [], from_, name, words.everything)
-    settled = settled._replace(request=settled.request._replace(build=build))
+    settled = settled._replace(request=settled.request._replace(build=build, say=show.note))
     container.refuse_forgotten_gpus(settled.request.cluster)
     for note in settled.notes:
         show.note(note)

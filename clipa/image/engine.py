@@ -14,6 +14,7 @@ import requests.exceptions
 import docker
 from clipa.errors import InputError, LaunchError
 from clipa.image.progress import Event, Raw, events
+from clipa.image.reference import parse, parse_tag
 
 LABEL = "org.clipa."
 _OCI = "org.opencontainers.image."
@@ -130,13 +131,14 @@ class Engine:
 
     def pull(self, reference: str, platform: str = "") -> Iterator[Event]:
         """Fetch an image."""
-        name, tag = split(reference)
-        return events(self._stream(self._client.api.pull, name, tag=tag, platform=platform or None, stream=True))
+        asked = parse(reference)
+        tag = asked.digest or asked.tag or "latest"
+        return events(self._stream(self._client.api.pull, asked.name, tag=tag, platform=platform or None, stream=True))
 
     def push(self, reference: str) -> Iterator[Event]:
         """Send an image to its registry; the last event has the digest."""
-        name, tag = split(reference)
-        return events(self._stream(self._client.api.push, name, tag=tag, stream=True))
+        asked = parse(reference)
+        return events(self._stream(self._client.api.push, asked.name, tag=asked.tag or "latest", stream=True))
 
     def _stream(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Iterator[Raw]:
         self._be_patient()
@@ -150,9 +152,9 @@ class Engine:
 
     @_translated
     def tag(self, reference: str, name: str) -> None:
-        """Give an image another name."""
-        repository, tag = split(name)
-        self._client.images.get(reference).tag(repository, tag)
+        """Give an image another name; `parse_tag` has read it."""
+        asked = parse_tag(name)
+        self._client.images.get(reference).tag(asked.name, asked.tag or "latest")
 
     @_translated
     def layers(self, reference: str) -> list[LayerSize]:
@@ -202,15 +204,6 @@ def _image(found: Any) -> Image:
         code=labels.get(f"{LABEL}code", ""),
         content=labels.get(f"{LABEL}content", ""),
     )
-
-
-def split(reference: str) -> tuple[str, str]:
-    """(repository, tag or digest); a colon before the last slash belongs to a registry's port."""
-    if "@" in reference:
-        name, _, digest = reference.partition("@")
-        return name, digest
-    head, colon, tail = reference.rpartition(":")
-    return (head, tail) if colon and "/" not in tail else (reference, "latest")
 
 
 def _step(text: str) -> str:

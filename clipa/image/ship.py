@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from clipa.errors import LaunchError
-from clipa.image.engine import Engine, Image, split
+from clipa.image.engine import Engine, Image
 from clipa.image.progress import Event, Failed, Made
+from clipa.image.reference import parse
 
 
 def push(engine: Engine, image: Image, name: str, watch: Callable[[Event], None]) -> str:
@@ -25,4 +26,4 @@ def push(engine: Engine, image: Image, name: str, watch: Callable[[Event], None]
             digest = event.digest or digest
     if not digest:
         raise LaunchError("the registry said no digest", where=name)
-    return f"{split(name)[0]}@{digest}"
+    return parse(name).at(digest)

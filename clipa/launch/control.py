@@ -94,7 +94,7 @@ def resume(runs: Sequence[RunStatus]) -> list[RunStatus]:
     """Start the next attempt of runs that are neither DONE nor live, and of the phases behind them, group by group.
 
     Raises:
-        InputError: there is nothing to resume.
+        InputError: there is nothing to resume, or the image that a run has pinned is gone.
         LaunchError: the job could not be started.
     """
     if all(run.state is State.DONE or run.state.is_live for run in runs):
@@ -110,6 +110,7 @@ def resume(runs: Sequence[RunStatus]) -> list[RunStatus]:
                 again = [s for s in everything[first:] if _resumable(s)]
                 paths = [Path(s.root) / s.run for s in again]
                 plans = [create.read_plan(path) for path in paths]
+                pin.check(plans)
                 jobs = {s.run: s.job for s in everything if s.state.is_live and s.job}
                 tasks = create.resume(paths, jobs)
                 create.start(tasks, plans, live=jobs)
@@ -117,13 +118,9 @@ def resume(runs: Sequence[RunStatus]) -> list[RunStatus]:
     return resumed
 
 
-def check_images(runs: Sequence[RunStatus]) -> list[str]:
-    """What is to be said about the images of runs that will be resumed.
-
-    Raises:
-        InputError: one is gone.
-    """
-    return pin.check([create.read_plan(Path(s.root) / s.run) for s in runs if _resumable(s)])
+def moved_images(runs: Sequence[RunStatus]) -> list[str]:
+    """What is to be said about the images of runs that will be resumed: tags that have moved since."""
+    return pin.moved([create.read_plan(Path(s.root) / s.run) for s in runs if _resumable(s)])
 
 
 def _resumable(status: RunStatus) -> bool:

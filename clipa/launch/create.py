@@ -54,7 +54,6 @@ def start(tasks: Sequence[Task], the_plans: Sequence[Plan], live: Mapping[str, s
     Raises:
         LaunchError: a job could not be started; the runs show INTERRUPTED with the command that resumes them.
     """
-    pin.check(the_plans)
     if the_plans[0].slurm is not None:
         _start_slurm(tasks, the_plans, live or {})
         return

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from clipa.errors import ConfigError, InputError
-from clipa.image import context
+from clipa.image import context, reference
 from clipa.launch import snapshot
 from clipa.registry.run_dir import RunDir, write_whole
 from clipa.spec.cluster import Cluster
@@ -21,17 +20,24 @@ from clipa.spec.plan import Plan
 
 if TYPE_CHECKING:
     from clipa.image.engine import Engine, Image
-    from clipa.image.progress import Event
+    from clipa.image.file import Exported
 
 _TOOLS = {"docker": "docker", "apptainer": "apptainer", "pyxis": "srun"}
-_PUSHED = re.compile(r"[a-z0-9][a-z0-9._:/-]*@sha256:[0-9a-f]{64}")
+_PATIENCE_S = 5.0
+"""For a question that only a note depends on."""
 _IMAGES = ".images"
 """The folder of a run root that holds what was brought from registries."""
 _SUFFIX = {"apptainer": ".sif", "pyxis": ".sqsh"}
 
+Say = Callable[[str], None]
 
-def pin(cluster: Cluster, run_root: Path, cache: Path, may_build: bool = False) -> Pinned | None:
-    """The image of the profile as it is now; None without a container.
+
+def silent(_said: str) -> None:
+    """For who does not want to hear of it."""
+
+
+def pin(cluster: Cluster, run_root: Path, cache: Path, say: Say, may_build: bool = False) -> Pinned | None:
+    """The image of the profile as it is now; None without a container. `say` is told of what takes minutes.
 
     Raises:
         InputError: the image is not there, a mount cannot be used, or the runtime is not installed.
@@ -46,17 +52,9 @@ def pin(cluster: Cluster, run_root: Path, cache: Path, may_build: bool = False) 
     if path.suffix in _SUFFIX.values() or path.is_absolute():
         pinned = _of_file(settings, path, where, run_root)
     elif settings.runtime == "docker":
-        pinned = _of_engine(cluster, settings, where, run_root, may_build)
-    elif settings.runtime == "apptainer" and _PUSHED.fullmatch(settings.image):
-        pinned = _of_registry(settings, run_root)
+        pinned = _of_engine(cluster, settings, where, run_root, say if may_build else None)
     else:
-        raise ConfigError(
-            f"{settings.runtime} starts a file, and {settings.image} is a name that can move",
-            where=f"{where}.image",
-            allowed="the path of a .sif (apptainer) or .sqsh (pyxis); for apptainer HOST/NAME@sha256:... too, which "
-            "`clipa image push` prints",
-            hint=f"clipa image export {settings.image} FOLDER/image{_SUFFIX[settings.runtime]}",
-        )
+        pinned = _of_registry(settings, where, run_root, say)
     return msgspec.structs.replace(pinned, mounts=_mounts(settings, run_root, cache, where))
 
 
@@ -91,80 +89,115 @@ def pinned_by(plans: Iterable[Plan]) -> set[str]:
     return {plan.container.identity for plan in plans if plan.container}
 
 
-def check(plans: Sequence[Plan]) -> list[str]:
-    """Before an attempt: whether the pinned images can be started, and a note for each tag that has moved since.
+def check(plans: Iterable[Plan]) -> None:
+    """Before a later attempt: whether the pinned images can be started.
 
     Raises:
         InputError: an image is gone, or a file is another one now.
     """
-    notes = {}
-    for plan in plans:
-        pinned = plan.container
-        if pinned is None or pinned.identity in notes:
-            continue
-        notes[pinned.identity] = _check_file(pinned) if pinned.kind == "file" else _check_engine(pinned)
-    return [note for note in notes.values() if note]
+    for pinned in _different(plans):
+        _check_file(pinned) if pinned.kind == "file" else _check_engine(pinned)
 
 
-def _check_file(pinned: Pinned) -> str:
+def moved(plans: Iterable[Plan]) -> list[str]:
+    """A note for each tag that means another image now than the one that is pinned."""
+    notes = []
+    for pinned in _different(plans):
+        have = (pinned.source if pinned.kind == "file" else pinned.identity).rpartition("sha256:")[2]
+        now = _in_registry_now(pinned) if pinned.kind == "file" else _on_engine_now(pinned)
+        if now and have and have not in now:
+            notes.append(
+                f"{pinned.reference} is {now[0][:12]} now; the run goes on with {have[:12]}, which it has pinned"
+            )
+    return notes
+
+
+def _different(plans: Iterable[Plan]) -> list[Pinned]:
+    return list({plan.container.identity: plan.container for plan in plans if plan.container}.values())
+
+
+def _in_registry_now(pinned: Pinned) -> list[str]:
+    """What a registry's tag is now, in hex; nothing where it was no tag, or the registry does not say."""
+    if "@" not in pinned.source or "@" in pinned.reference or Path(pinned.reference).suffix in _SUFFIX.values():
+        return []
+    from clipa.image import registry
+
+    try:
+        return [registry.digest_of(reference.parse(pinned.reference), _PATIENCE_S).removeprefix("sha256:")]
+    except InputError:
+        return []
+
+
+def _on_engine_now(pinned: Pinned) -> list[str]:
+    """What a daemon's name is now, in hex: the image's id, and what registries call it."""
+    if pinned.reference == "latest":
+        return []
+    from clipa.image import engine
+
+    found = engine.connect().find(pinned.reference)
+    return [word.rpartition("sha256:")[2] for word in (found.id, *found.digests)] if found else []
+
+
+def _check_file(pinned: Pinned) -> None:
     if not Path(pinned.identity).is_file():
         raise InputError("the image of the plan is gone", where=pinned.identity)
-    from clipa.image import export
+    from clipa.image.file import file_digest
 
-    if (now := export.file_digest(Path(pinned.identity))) != pinned.digest:
+    if (now := file_digest(Path(pinned.identity))) != pinned.digest:
         raise InputError(f"the image's file is another one now ({now[:19]}, planned {pinned.digest[:19]})",
                          where=pinned.identity, hint="put the old file back, or submit anew")  # fmt: skip
-    return ""
 
 
-def _check_engine(pinned: Pinned) -> str:
+def _check_engine(pinned: Pinned) -> None:
     from clipa.image import engine  # the SDK costs 0.2 s, and most submissions need none
 
-    docker = engine.connect()
-    if docker.find(pinned.identity) is None:
+    if engine.connect().find(pinned.identity) is None:
         hint = f"docker pull {pinned.identity}" if pinned.kind == "registry" else "submit anew: it was never pushed"
         raise InputError("the image of the plan is gone from this machine", where=pinned.identity, hint=hint)
-    now = docker.find(pinned.reference) if pinned.reference != "latest" else None
-    if now and pinned.kind == "id" and now.id != pinned.identity:
-        have, moved = pinned.identity[7:19], now.id[7:19]
-        return f"{pinned.reference} is {moved} now; the run goes on with {have}, which it has pinned"
-    return ""
 
 
 def _of_file(settings: Container, path: Path, where: str, run_root: Path) -> Pinned:
-    from clipa.image import export
+    from clipa.image import file
 
     path = path.absolute()
     if not path.is_file() or not os.access(path, os.R_OK):
         raise ConfigError("the image cannot be read", where=f"{where}.image: {path}",
                           hint=f"clipa image export latest {path}")  # fmt: skip
-    digest = export.file_digest(path)
-    known = export.read(path)
+    digest = file.file_digest(path)
+    known = file.read(path)
     if known is None or known.digest != digest:
-        known = export.Exported(image="", digest=digest, bytes=0)
+        known = file.Exported(image="", digest=digest, bytes=0)
+    return _pinned_file(settings, path, known, run_root)
+
+
+def _of_registry(settings: Container, where: str, run_root: Path, say: Say) -> Pinned:
+    """The registry's image as a file that every node reaches; without a daemon."""
+    asked = reference.parse(settings.image)
+    if not asked.host:
+        # A tag of a daemon, `clipa:mine`, must not become whatever a stranger has put on Docker Hub by that name.
+        raise ConfigError(
+            f"{settings.runtime} starts a file, and {settings.image} names neither one nor a registry",
+            where=f"{where}.image",
+            allowed=f"the path of a {_SUFFIX[settings.runtime]}, or REGISTRY/NAME[:TAG][@sha256:...]",
+            hint=f"clipa image export {settings.image} FOLDER/image{_SUFFIX[settings.runtime]}, "
+            f"or: clipa image push {settings.image} REGISTRY/NAME",
+        )
+    from clipa.image import bring, registry
+
+    if not asked.digest:
+        asked = asked._replace(digest=registry.digest_of(asked))
+    file, known = bring.bring(asked, settings.runtime, run_root / _IMAGES, say)
+    return _pinned_file(settings, file, known, run_root)
+
+
+def _pinned_file(settings: Container, path: Path, known: Exported, run_root: Path) -> Pinned:
     return Pinned(
         runtime=settings.runtime,
         reference=settings.image,
         identity=str(path),
-        digest=digest,
-        kind="file",
-        revision=known.revision,
-        code=_code(known.code, run_root),
-        settings=settings,
-    )
-
-
-def _of_registry(settings: Container, run_root: Path) -> Pinned:
-    """The registry's image as a file that every node reaches; without a daemon."""
-    from clipa.image import export
-
-    file, known = export.bring(settings.image, run_root / _IMAGES)
-    return Pinned(
-        runtime=settings.runtime,
-        reference=settings.image,
-        identity=str(file),
         digest=known.digest,
         kind="file",
+        source=known.image,
         revision=known.revision,
         code=_code(known.code, run_root),
         settings=settings,
@@ -176,13 +209,13 @@ def _code(inside: str, run_root: Path) -> str:
     return "" if inside == context.own_code() else str(snapshot.place(run_root))
 
 
-def _of_engine(cluster: Cluster, settings: Container, where: str, run_root: Path, may_build: bool) -> Pinned:
+def _of_engine(cluster: Cluster, settings: Container, where: str, run_root: Path, builds: Say | None) -> Pinned:
     from clipa.image import engine
 
     docker = engine.connect()
     found = docker.find(settings.image) if settings.image != "latest" else next(iter(docker.images()), None)
-    if found is None and may_build:
-        found = _build(docker, settings)
+    if found is None and builds:
+        found = _build(docker, settings, builds)
     if found is None:
         raise ConfigError(f"there is no image {settings.image} here", where=f"{where}.image",
                           hint=f"{_command(settings)}   or: clipa submit ... --build")  # fmt: skip
@@ -206,20 +239,23 @@ def _of_engine(cluster: Cluster, settings: Container, where: str, run_root: Path
     )
 
 
-def _build(docker: Engine, settings: Container) -> Image:
+def _build(docker: Engine, settings: Container, say: Say) -> Image:
     from clipa.image import build
+    from clipa.image.progress import Event, Step
 
+    def watch(event: Event) -> None:
+        if isinstance(event, Step):
+            say(f"{event.number}/{event.total} {event.text[:120]}")
+
+    if settings.image != "latest":
+        reference.parse_tag(settings.image)  # before the build, not after it
     asked = settings.build
     request = build.Request(variant=asked.variant, base=asked.base, args=asked.args, network=asked.network)
-    decided = build.plan(docker, request, _silent)
-    made = docker.find(decided.tag) or build.act(docker, decided, _silent)
+    decided = build.plan(docker, request, watch)
+    made = docker.find(decided.tag) or build.act(docker, decided, watch)
     if settings.image != "latest":
         docker.tag(made.id, settings.image)
     return made
-
-
-def _silent(_event: Event) -> None:
-    pass
 
 
 def _command(settings: Container) -> str:

@@ -56,6 +56,7 @@ class Request(NamedTuple):
     datasets: dict[str, Dataset]
     build: bool = False
     trackers: tuple[str, ...] = ()
+    say: pin.Say = pin.silent
 
 
 def prepare(request: Request) -> Prepared:
@@ -66,7 +67,7 @@ def prepare(request: Request) -> Prepared:
         StorageError: the store does not answer.
     """
     recipe, cluster = request.recipe.recipe, request.cluster
-    pinned = pin.pin(cluster, request.run_root, request.cache, request.build)
+    pinned = pin.pin(cluster, request.run_root, request.cache, request.say, request.build)
     if pinned is None and cluster.slurm is None:
         # A login node needs no torch and no vocabulary, and the image has both.
         _require_training_part(recipe, cluster)

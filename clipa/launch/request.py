@@ -10,7 +10,7 @@ from typing import NamedTuple
 from clipa.errors import ConfigError, InputError
 from clipa.host import telling
 from clipa.host.supervisor import Task
-from clipa.launch import create, weights
+from clipa.launch import create, pin, weights
 from clipa.launch.folders import folders
 from clipa.launch.look import look
 from clipa.launch.only_one import only_one
@@ -126,7 +126,9 @@ def _again(request: Request, known: list[RunStatus]) -> Submission:
 def _resume(known: list[RunStatus]) -> None:
     again = [s for s in known if s.state is not State.DONE]
     paths = [Path(s.root) / s.run for s in again]
-    create.start(create.resume(paths), [create.read_plan(path) for path in paths])
+    plans = [create.read_plan(path) for path in paths]
+    pin.check(plans)
+    create.start(create.resume(paths), plans)
 
 
 def describe(prepared: Prepared) -> str:

@@ -29,7 +29,7 @@ class Container(Struct, frozen=True, kw_only=True):
     """The container of every training process. The supervisor, and staging, stay on the host.
 
     `image`: a tag, `NAME@sha256:...`, `latest` (the newest that `clipa image build` made here), or the path of a .sif
-    or .sqsh; with apptainer `HOST/NAME@sha256:...` is brought once, without a daemon. `mounts`:
+    or .sqsh; with apptainer and pyxis `REGISTRY/NAME[:TAG][@sha256:...]` is brought once, without a daemon. `mounts`:
     `SOURCE[:TARGET][:ro|rw]`, read-only by default; the run root, the cache, and data and weights that lie in folders
     are mounted by themselves, at the same path. `env`: names of variables that are passed through. `shm`: `host`, or a
     size (`8g`). `user`: `me`, `image` (what the image says), or `UID[:GID]`.
@@ -77,6 +77,7 @@ class Pinned(msgspec.Struct, frozen=True, kw_only=True):
         identity: what the runtime is given: `NAME@sha256:...`, an image's id, or a path.
         digest: `sha256:...` of the registry's manifest, of the image's configuration, or of the file.
         kind: which of the three the digest is.
+        source: what a file was made from, where that is known: `NAME@sha256:...` of a registry, or an image's id.
         revision: git revision that the image was built from, where it says so.
         code: folder of the host that is mounted and goes first on PYTHONPATH; empty: the image's own clipa runs.
         mounts: everything that is mounted.
@@ -88,6 +89,7 @@ class Pinned(msgspec.Struct, frozen=True, kw_only=True):
     identity: str
     digest: str
     kind: Literal["registry", "id", "file"]
+    source: str = ""
     revision: str = ""
     code: str = ""
     mounts: tuple[Mount, ...] = ()

@@ -15,7 +15,8 @@ LONGEST_FILE, LONGEST_FUNCTION = 400, 60
 
 DOORS = {
     "submitit": {"clipa/launch/submit.py"},
-    "docker": {"clipa/image/engine.py"},
+    "docker": {"clipa/image/engine.py", "clipa/image/login.py"},
+    "requests": {"clipa/image/engine.py", "clipa/image/registry.py"},
     "fsspec": {"clipa/storage/store.py"},
     "s3fs": {"clipa/storage/store.py"},
     "webdataset": {"clipa/data/wds.py"},

@@ -1,0 +1,57 @@
+"""Names and passwords for registries, where `docker login` and `apptainer registry login` have left them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import docker.auth
+import docker.errors
+
+from clipa.errors import InputError
+
+_OF_APPTAINER = ".apptainer/docker-config.json"  # the same format as Docker's, in the user's home
+
+
+class Login(NamedTuple):
+    """Who asks: a name with a password, or a token that a server of tokens exchanges."""
+
+    user: str = ""
+    password: str = ""
+    identity: str = ""
+
+    def __repr__(self) -> str:
+        return f"Login({self.user})"
+
+
+def find_login(host: str) -> Login | None:
+    """The login for a registry: from DOCKER_CONFIG or ~/.docker/config.json with its helpers, else apptainer's.
+
+    Raises:
+        InputError: a file that cannot be read, or a helper that does not work.
+    """
+    for file in _files():
+        try:
+            found = docker.auth.load_config(config_path=file).resolve_authconfig(host) or {}
+        except (docker.errors.DockerException, ValueError) as error:
+            raise InputError(
+                f"the logins kept for registries cannot be read: {error}",
+                where=file or "~/.docker/config.json",
+                hint="docker login writes them anew; a helper that is not here is named by credsStore or credHelpers",
+            ) from error
+        known = {key.lower(): value for key, value in found.items()}
+        login = Login(known.get("username") or "", known.get("password") or "", known.get("identitytoken") or "")
+        if login.password or login.identity:
+            return login
+    return None
+
+
+def _files() -> Iterator[str | None]:
+    yield None  # where Docker looks by itself
+    try:
+        file = Path.home() / _OF_APPTAINER
+    except RuntimeError:  # a user who is a number has no home
+        return
+    if file.is_file():
+        yield str(file)
