@@ -133,25 +133,17 @@ def _pyxis(pinned: Pinned, argv: list[str], env: dict[str, str], rank: Rank) -> 
     """A step of its own for each rank: the supervisor's step has no container, and keeps its hands on `scontrol`.
 
     `--mem=0`: that step has all of the job's memory, and on SLURM 22.05 `--overlap` alone does not share it ("Memory
-    required by task is not available").
+    required by task is not available"). The image is always a file here, and its path absolute (pyxis issue 127).
     """
     settings = pinned.settings
     mounts = ",".join(f"{m.source}:{m.target}{'' if m.writable else ':ro'}" for m in _mounts(pinned, rank))
     words = ["srun", "--overlap", "--mem=0", "--nodes=1", "--ntasks=1", f"--nodelist={rank.node}"]
     words += [f"--cpus-per-task={rank.cpus}", "--export=ALL", "--unbuffered", "--kill-on-bad-exit=1"]
-    words += [f"--container-image={_local(pinned.identity)}", f"--container-name=clipa-{rank.job}-{rank.number}"]
+    words += [f"--container-image={pinned.identity}", f"--container-name=clipa-{rank.job}-{rank.number}"]
     words += [f"--container-mounts={mounts}", f"--container-workdir={settings.workdir}"]
     words += ["--no-container-mount-home", "--container-writable", f"--container-env={','.join(sorted(env))}"]
     words += [f"--gres=gpu:{rank.node_gpus}"] if rank.node_gpus else []
     return Command([*words, *argv], env)
-
-
-def _local(identity: str) -> str:
-    """A registry's image as enroot writes it, `HOST#NAME`; a file must begin with a slash (pyxis issue 127)."""
-    if identity.startswith("/"):
-        return identity
-    host, slash, rest = identity.partition("/")
-    return f"{host}#{rest}" if slash and ("." in host or ":" in host or host == "localhost") else identity
 
 
 _WRAPPERS: Mapping[str, Callable[[Pinned, list[str], dict[str, str], Rank], Command]] = {

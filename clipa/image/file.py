@@ -19,7 +19,7 @@ from clipa.registry.run_dir import write_whole
 from clipa.spec.plan import Record
 
 _digests: dict[tuple[int, int, int, int], str] = {}
-_CANNOT_BE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR)
+_CANNOT_BE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
 
 
 class Exported(Record, frozen=True, kw_only=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -33,7 +34,8 @@ def find_login(host: str) -> Login | None:
     """
     for file in _files():
         try:
-            found = docker.auth.load_config(config_path=file).resolve_authconfig(host) or {}
+            with warnings.catch_warnings(action="ignore"):  # of a helper that is not there; the error says it too
+                found = docker.auth.load_config(config_path=file).resolve_authconfig(host) or {}
         except (docker.errors.DockerException, ValueError) as error:
             raise InputError(
                 f"the logins kept for registries cannot be read: {error}",

@@ -110,7 +110,7 @@ def resume(runs: Sequence[RunStatus]) -> list[RunStatus]:
                 again = [s for s in everything[first:] if _resumable(s)]
                 paths = [Path(s.root) / s.run for s in again]
                 plans = [create.read_plan(path) for path in paths]
-                pin.check(plans)
+                pin.check(plan.container for plan in plans)
                 jobs = {s.run: s.job for s in everything if s.state.is_live and s.job}
                 tasks = create.resume(paths, jobs)
                 create.start(tasks, plans, live=jobs)
@@ -120,7 +120,7 @@ def resume(runs: Sequence[RunStatus]) -> list[RunStatus]:
 
 def moved_images(runs: Sequence[RunStatus]) -> list[str]:
     """What is to be said about the images of runs that will be resumed: tags that have moved since."""
-    return pin.moved([create.read_plan(Path(s.root) / s.run) for s in runs if _resumable(s)])
+    return pin.moved(create.read_plan(Path(s.root) / s.run).container for s in runs if _resumable(s))
 
 
 def _resumable(status: RunStatus) -> bool:

@@ -89,20 +89,20 @@ def pinned_by(plans: Iterable[Plan]) -> set[str]:
     return {plan.container.identity for plan in plans if plan.container}
 
 
-def check(plans: Iterable[Plan]) -> None:
+def check(pins: Iterable[Pinned | None]) -> None:
     """Before a later attempt: whether the pinned images can be started.
 
     Raises:
         InputError: an image is gone, or a file is another one now.
     """
-    for pinned in _different(plans):
+    for pinned in _different(pins):
         _check_file(pinned) if pinned.kind == "file" else _check_engine(pinned)
 
 
-def moved(plans: Iterable[Plan]) -> list[str]:
+def moved(pins: Iterable[Pinned | None]) -> list[str]:
     """A note for each tag that means another image now than the one that is pinned."""
     notes = []
-    for pinned in _different(plans):
+    for pinned in _different(pins):
         have = (pinned.source if pinned.kind == "file" else pinned.identity).rpartition("sha256:")[2]
         now = _in_registry_now(pinned) if pinned.kind == "file" else _on_engine_now(pinned)
         if now and have and have not in now:
@@ -112,8 +112,8 @@ def moved(plans: Iterable[Plan]) -> list[str]:
     return notes
 
 
-def _different(plans: Iterable[Plan]) -> list[Pinned]:
-    return list({plan.container.identity: plan.container for plan in plans if plan.container}.values())
+def _different(pins: Iterable[Pinned | None]) -> list[Pinned]:
+    return list({pinned.identity: pinned for pinned in pins if pinned}.values())
 
 
 def _in_registry_now(pinned: Pinned) -> list[str]:

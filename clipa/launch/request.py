@@ -127,7 +127,7 @@ def _resume(known: list[RunStatus]) -> None:
     again = [s for s in known if s.state is not State.DONE]
     paths = [Path(s.root) / s.run for s in again]
     plans = [create.read_plan(path) for path in paths]
-    pin.check(plans)
+    pin.check(plan.container for plan in plans)
     create.start(create.resume(paths), plans)
 
 

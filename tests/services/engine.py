@@ -26,7 +26,7 @@ import pytest
 
 from tests.services.require import require
 
-PACKAGES = "docker.io mmdebstrap docker-registry"
+PACKAGES = "docker.io mmdebstrap"
 LENT = "CLIPA_TEST_DOCKER_HOST"
 """For a quick turn while you write tests: the DOCKER_HOST of an engine that keeps its layers."""
 BASE = "clipa-test/base:bookworm"

@@ -1,4 +1,4 @@
-"""A real registry (Debian's docker-registry) on loopback: open, with a password, or with a server of tokens; TLS or not."""
+"""A real registry (Debian's docker-registry) on loopback: open, with a password or a server of tokens; TLS or not."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import contextlib
 import datetime
 import hashlib
 import http.server
+import ipaddress
 import json
 import shutil
 import socket
@@ -77,8 +78,8 @@ def put(address: str, name: str, tag: str, labels: Mapping[str, str], files: byt
         sign = "&" if "?" in begun.headers["Location"] else "?"
         url = f"{begun.headers['Location']}{sign}digest={_digest(blob)}"
         assert requests.put(url, data=blob, timeout=10).status_code == 201
-    entries = [{"mediaType": kind, "digest": _digest(blob), "size": len(blob)}
-               for kind, blob in zip((_CONFIG, "application/vnd.oci.image.layer.v1.tar"), blobs, strict=True)]  # fmt: skip
+    kinds = (_CONFIG, "application/vnd.oci.image.layer.v1.tar")
+    entries = [{"mediaType": k, "digest": _digest(b), "size": len(b)} for k, b in zip(kinds, blobs, strict=True)]
     return put_manifest(address, name, tag, MANIFEST, {"config": entries[0], "layers": entries[1:]})
 
 
@@ -110,8 +111,6 @@ def _identity(folder: Path) -> Identity:
     key = rsa.generate_private_key(65537, 2048)
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test")])
     now = datetime.datetime.now(datetime.UTC)
-    import ipaddress
-
     certificate = (
         x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
         .serial_number(1).not_valid_before(now - datetime.timedelta(days=1))
@@ -123,9 +122,7 @@ def _identity(folder: Path) -> Identity:
     found = Identity(folder / "ca.pem", folder / "key.pem")
     found.certificate.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
     found.key.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
     return found
 

@@ -86,20 +86,6 @@ def test_gpus() -> None:
     assert "--nv" in runtime.wrap(sif, ARGV, ENV, RANK._replace(gpus=None)).argv, "the scheduler has chosen some"
 
 
-@pytest.mark.parametrize(
-    ("identity", "said"),
-    [
-        ("/images/a.sqsh", "/images/a.sqsh"),
-        ("ghcr.io/me/clipa@sha256:1", "ghcr.io#me/clipa@sha256:1"),
-        ("localhost:5000/clipa:1", "localhost:5000#clipa:1"),
-        ("me/clipa:1", "me/clipa:1"),
-    ],
-)
-def test_enroots_way_to_write_an_image(identity: str, said: str) -> None:
-    command = runtime.wrap(_pinned(runtime="pyxis", identity=identity), ARGV, ENV, RANK)
-    assert f"--container-image={said}" in command.argv
-
-
 @given(st.integers(-64, 255))
 def test_exit_codes(code: int) -> None:
     assert runtime.exit_code(None, code) == code
