@@ -152,10 +152,17 @@ def rates(step: Step, devices: str) -> list[str]:
     speed = [f"{step.samples_per_s:,.0f} images/s"]
     speed += [f"{step.samples_per_s_device:,.0f} each {devices}"] if step.samples_per_s_device is not None else []
     speed += [f"MFU {step.mfu:.1%}"] if step.mfu is not None else []
-    speed += [f"waiting for data {step.data_wait:.0%}"]
+    speed += [f"waiting for data {step.data_wait:.0%}{_over_all(step)}"]
     speed += [f"peak memory {step.memory_gib:.1f} GiB"] if step.memory_gib is not None else []
     learnt = f"loss {step.loss:.4f}, lr {step.lr:.3g}, logit scale {step.logit_scale:.2f}{gradient}"
     return [f"step {step.step}: {learnt}", ", ".join(speed)]
+
+
+def _over_all(step: Step) -> str:
+    """How long all steps of all attempts took, and the share of it that was spent waiting for data."""
+    if not step.trained_s or step.waited_s is None:
+        return ""
+    return f" ({step.waited_s / step.trained_s:.0%} of {span(step.trained_s)} of training in all)"
 
 
 def remarks(facts: Facts) -> list[str]:

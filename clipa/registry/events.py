@@ -173,6 +173,8 @@ class Step(Event, frozen=True, kw_only=True, tag="step"):
         mfu: model FLOPs utilisation, 0..1, of the dense bf16 peak; None on a CPU and on an unknown GPU.
         memory_gib: the most that the first rank has held so far: tensors on its GPU, else resident memory.
         eta_s: seconds that the rest of the phase takes at this speed.
+        trained_s, waited_s: seconds that all steps so far have taken, over all attempts, and those of them that were
+            spent waiting for data; without evaluations, checkpoints and steps that were lost.
     """
 
     step: int
@@ -189,6 +191,8 @@ class Step(Event, frozen=True, kw_only=True, tag="step"):
     mfu: float | None = None
     memory_gib: float | None = None
     eta_s: float | None = None
+    trained_s: float | None = None
+    waited_s: float | None = None
 
 
 class WentBack(Event, frozen=True, kw_only=True, tag="went-back"):

@@ -21,11 +21,13 @@ import torch
 from torch import nn
 
 from clipa.attempt.weights import File, Found, read_tensors, sha256, verify, write_tensors
-from clipa.errors import TrainError
+from clipa.errors import InputError, TrainError
 from clipa.registry.run_dir import RunDir, sync_folder, write_whole
 from clipa.spec import card as cards
+from clipa.spec.essence import Essence, differences, essence_of
 from clipa.spec.job import Checkpoints
 from clipa.spec.plan import Plan, Record
+from clipa.train.metrics import Counters
 from clipa.train.parallel import part_of, put, whole
 
 SCHEMA = 1
@@ -33,17 +35,35 @@ OPTIMIZER = "optimizer"
 STATE = "state.json"
 
 
+class History(NamedTuple):
+    """What a resumed attempt must know of the steps before its first: their last losses, and what was counted."""
+
+    losses: tuple[float, ...] = ()
+    counters: Counters = Counters()
+
+
+NO_HISTORY = History()
+
+
 class TrainState(Record, frozen=True, kw_only=True):
     """What a resume needs besides tensors. The data position is a function of the step and of clipa.registry.skips.
 
-    `losses`: of the last steps, oldest first: what a spike is measured against.
+    `losses`: of the last steps, oldest first: what a spike is measured against. `counters`: of all steps so far.
+    `plan`: an `Essence`; what an older clipa wrote has none, and no counters.
     """
 
     step: int
     samples: int
     recipe_digest: str
     losses: tuple[float, ...] = ()
+    counters: Counters = Counters()
+    plan: msgspec.Raw = msgspec.Raw(b"null")
     schema: int = SCHEMA
+
+    @property
+    def history(self) -> History:
+        """What the steps before have left."""
+        return History(self.losses, self.counters)
 
 
 class Snapshot(NamedTuple):
@@ -53,16 +73,11 @@ class Snapshot(NamedTuple):
     files: dict[str, dict[str, torch.Tensor]]
     copied: torch.cuda.Event | None
     """Reached when the tensors are there; None: they are."""
-    losses: tuple[float, ...] = ()
+    history: History = NO_HISTORY
 
 
 def snapshot(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    step: int,
-    rank: int,
-    world: int,
-    losses: tuple[float, ...] = (),
+    model: nn.Module, optimizer: torch.optim.Optimizer, step: int, rank: int, world: int, history: History = NO_HISTORY
 ) -> Snapshot:
     """Copy this rank's share of the state. Every rank must call it; a GPU's host goes on before it is there."""
     weights = model.state_dict()
@@ -82,7 +97,7 @@ def snapshot(
     else:
         _on_host(weights, lambda _: False)
     device = next(model.parameters()).device
-    return Snapshot(step, files, _reached(device) if device.type == "cuda" else None, losses)
+    return Snapshot(step, files, _reached(device) if device.type == "cuda" else None, history)
 
 
 def moments_name(rank: int, world: int) -> str:
@@ -122,7 +137,14 @@ def commit(run: RunDir, plan: Plan, attempt: int, snapped: Snapshot, part: Path,
         OSError: the disk failed.
     """
     step = snapped.step
-    state = TrainState(step=step, samples=step * _batch(plan), recipe_digest=plan.recipe_digest, losses=snapped.losses)
+    state = TrainState(
+        step=step,
+        samples=step * _batch(plan),
+        recipe_digest=plan.recipe_digest,
+        losses=snapped.history.losses,
+        counters=snapped.history.counters,
+        plan=msgspec.Raw(msgspec.json.encode(essence_of(plan))),
+    )
     (part / STATE).write_bytes(msgspec.json.encode(state))
     (part / cards.CARD_NAME).write_bytes(msgspec.json.encode(cards.card_of(plan, step)))
     all_files = {**files, **{name: _settled(part / name) for name in (STATE, cards.CARD_NAME)}}
@@ -165,18 +187,55 @@ def newest_whole(run: RunDir) -> Found | None:
 
 def step_of(found: Found) -> int:
     """The step after which a checkpoint was written."""
-    return msgspec.json.decode((found.path / STATE).read_bytes(), type=TrainState).step
+    return _state(found.path).step
 
 
-def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainState:
-    """Restore model and optimizer exactly as they were saved, each rank what it holds of them."""
+def load(path: Path, plan: Plan, model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainState:
+    """Restore model and optimizer exactly as they were saved, each rank what it holds of them.
+
+    Raises:
+        InputError: the checkpoint is of another plan; nothing was changed.
+        TrainError: it cannot be read.
+    """
+    state = _state(path)
+    require_same_plan(state, plan, path)
     put(model, read_tensors(path / cards.WEIGHTS_NAME))
     parameters = dict(model.named_parameters())
     for file in sorted(path.glob(f"{OPTIMIZER}*.safetensors")):
         for full, value in read_tensors(file).items():
             key, _, name = full.partition(".")
             _restore(optimizer, parameters[name], key, value)
-    return msgspec.json.decode((path / STATE).read_bytes(), type=TrainState)
+    return state
+
+
+def require_same_plan(state: TrainState, plan: Plan, path: Path) -> None:
+    """Refuse to go on from a checkpoint of another plan. How a plan is trained, and where, may have changed.
+
+    Raises:
+        InputError: with the keys that differ, where the checkpoint says them.
+    """
+    try:
+        there = msgspec.json.decode(state.plan, type=Essence | None)
+    except msgspec.MsgspecError:
+        there = None  # a newer clipa with keys that this one does not know
+    if there is not None:
+        what = differences(there, essence_of(plan))
+    else:
+        what = "the recipe has another digest" if state.recipe_digest != plan.recipe_digest else ""
+    if what:
+        raise InputError(
+            f"the checkpoint was written by another plan: {what}",
+            where=str(path),
+            hint=f"a run goes on from its own checkpoints alone; new training starts from these weights with "
+            f"clipa submit finetune RECIPE --from {path}",
+        )
+
+
+def _state(path: Path) -> TrainState:
+    try:
+        return msgspec.json.decode((path / STATE).read_bytes(), type=TrainState)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise TrainError(f"what a resume needs cannot be read: {error}", where=str(path / STATE)) from error
 
 
 def _restore(optimizer: torch.optim.Optimizer, parameter: torch.Tensor, key: str, value: torch.Tensor) -> None:

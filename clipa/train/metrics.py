@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -11,7 +13,7 @@ import torch
 from clipa.attempt.pulse import Pulse
 from clipa.registry import events
 from clipa.spec.job import TrainPhase
-from clipa.spec.plan import Plan
+from clipa.spec.plan import Plan, Record
 from clipa.train.gradients import Norms
 from clipa.train.supply import Supply
 from clipa.train.yardstick import Yardstick, peak_memory_gib
@@ -31,17 +33,32 @@ class StepOutcome(NamedTuple):
     logit_scale: torch.Tensor
 
 
+class Counters(Record, frozen=True, kw_only=True):
+    """Seconds that the steps so far have taken, over all attempts, and those of them that were spent waiting for data.
+
+    Evaluations, checkpoints and steps that were lost do not count.
+    """
+
+    trained_s: float = 0.0
+    waited_s: float = 0.0
+
+
 class Meter:
     """Counts steps, samples and waiting, and tells every so often.
+
+    Its clock runs from `begin` on, except `apart` from the training.
 
     Args:
         plan: of a training phase.
         pulse: the sign of life.
         log: where events go; None on every rank but the first.
         yardstick: what rates are measured against.
+        device: what computes.
     """
 
-    def __init__(self, plan: Plan, pulse: Pulse, log: events.EventWriter | None, yardstick: Yardstick) -> None:
+    def __init__(
+        self, plan: Plan, pulse: Pulse, log: events.EventWriter | None, yardstick: Yardstick, device: torch.device
+    ) -> None:
         assert isinstance(plan.settings, TrainPhase)
         self.pulse = pulse
         self.log = log
@@ -49,40 +66,70 @@ class Meter:
         self.batch = plan.settings.batch
         self.yardstick = yardstick
         self.every = every_steps(plan)
-        self.waited = 0.0
+        self.device = device
         self._supply = Supply(plan.world.loader_workers, plan.world.local)
-        self._since = time.monotonic()
-        self._steps_since = 0
+        self.begin(Counters())
+
+    def begin(self, counters: Counters) -> None:
+        """The training begins, or begins anew where it went back to: all that counts so far is in `counters`."""
+        self._told = counters
+        self._seconds = self._waited = 0.0
+        self._steps = 0
+        self.go_on()
+
+    @property
+    def counters(self) -> Counters:
+        """What counts so far; up to now only where it is asked `apart` from the training."""
+        told = self._told
+        return Counters(trained_s=told.trained_s + self._seconds, waited_s=told.waited_s + self._waited)
 
     def data_waited(self, seconds: float) -> None:
         """Add time that the loop stood still for data."""
-        self.waited += seconds
+        self._waited += seconds
 
-    def restart_clock(self) -> None:
-        """Do not count what happened just now (an evaluation, a checkpoint) as training time."""
-        self._since, self.waited, self._steps_since = time.monotonic(), 0.0, 0
+    @contextlib.contextmanager
+    def apart(self) -> Iterator[None]:
+        """Something else than training, an evaluation or a checkpoint: its time does not count, what came before does.
+
+        It begins when the device has done what it was given, which counts as training.
+        """
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self._seconds += time.monotonic() - self._since
+        if self.log:
+            self._supply.add(0.0, 0.0)
+        try:
+            yield
+        finally:
+            self.go_on()
+
+    def go_on(self) -> None:
+        """What happened since the last that was counted is no training."""
+        self._since = time.monotonic()
         if self.log:
             self._supply.begin()
 
     def after_step(self, step: int, outcome: StepOutcome) -> None:
         """Called after every step; `step` counts from 1."""
-        self._steps_since += 1
-        now = time.monotonic()
+        self._steps += 1
         self.pulse.step = step
         self.pulse.beat()
-        if step % self.every and step != self.steps and now - self._since < SILENCE_S:
+        if step % self.every and step != self.steps and self._seconds + time.monotonic() - self._since < SILENCE_S:
             return
         if self.log:
             self._tell(self.log, step, outcome)
-        self.restart_clock()
 
     def _tell(self, log: events.EventWriter, step: int, outcome: StepOutcome) -> None:
         # One copy from the device for all of them; it waits for the step, so the clock is read after it.
         told = [outcome.loss, *outcome.grad_norms, outcome.logit_scale]
         loss, *norms, scale = torch.stack([value.detach().float().reshape(()) for value in told]).tolist()
-        seconds = max(1e-9, time.monotonic() - self._since)
-        speed = self._steps_since * self.batch / seconds
-        wait = min(1.0, self.waited / seconds)
+        now = time.monotonic()
+        self._seconds += now - self._since
+        self._since = now
+        seconds, waited = max(1e-9, self._seconds), self._waited
+        speed = self._steps * self.batch / seconds
+        self._told, self._seconds, self._waited, self._steps = self.counters, 0.0, 0.0, 0
+        wait = min(1.0, waited / seconds)
         left = (self.steps - step) * self.batch / speed
         image, text, whole = (norm if math.isfinite(norm) else None for norm in norms)
         mfu = self.yardstick.mfu(speed)
@@ -104,6 +151,8 @@ class Meter:
             data_wait=wait,
             memory_gib=peak_memory_gib(outcome.logit_scale.device),
             eta_s=left,
+            trained_s=self._told.trained_s,
+            waited_s=self._told.waited_s,
         )
         self.pulse.at("", step)
         print(
@@ -112,7 +161,7 @@ class Meter:
             f"waiting for data {wait:.0%}  {left:,.0f} s left",
             flush=True,
         )
-        if stalled := self._supply.add(seconds, self.waited):
+        if stalled := self._supply.add(seconds, waited):
             log.write(events.Noted, text=stalled)
             print(stalled, flush=True)
 

@@ -29,7 +29,7 @@ from clipa.registry import events
 from clipa.spec import card as cards
 from clipa.spec.job import TrainPhase
 from clipa.train import checkpoint
-from clipa.train.checkpoint import OPTIMIZER, Snapshot
+from clipa.train.checkpoint import NO_HISTORY, OPTIMIZER, History, Snapshot
 
 PAUSES_S = (1.0, 5.0, 20.0)
 """Before each further try."""
@@ -76,7 +76,7 @@ class Saver:
             self._thread.join()
 
     def save(
-        self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, losses: tuple[float, ...] = ()
+        self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, history: History = NO_HISTORY
     ) -> None:
         """Begin to write the checkpoint after `step` steps, unless it is there. Every rank must call it.
 
@@ -89,7 +89,7 @@ class Saver:
             self._say(f"the checkpoint of step {step} waited {waited:.0f} s for the one before it: the disk is slow")
         if self.stored[0] == step:
             return
-        snapped = checkpoint.snapshot(model, optimizer, step, self.ranks.rank, self.ranks.world, losses)
+        snapped = checkpoint.snapshot(model, optimizer, step, self.ranks.rank, self.ranks.world, history)
         self._thread = threading.Thread(target=self._run, args=(snapped,), name="checkpoint", daemon=True)
         self._thread.start()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 from clipa.attempt.devices import Ranks
 from clipa.attempt.process import RESUMABLE, Session
@@ -19,10 +20,11 @@ from clipa.registry.skips import write as write_skips
 from clipa.spec.card import WEIGHTS_NAME, card_of
 from clipa.spec.job import TrainPhase
 from clipa.train import checkpoint
+from clipa.train.checkpoint import History
 from clipa.train.feed import feed
 from clipa.train.guard import LOOK_STEPS, Guard
 from clipa.train.learner import Learner
-from clipa.train.metrics import Meter, every_steps
+from clipa.train.metrics import Counters, Meter, every_steps
 from clipa.train.parallel import put
 from clipa.train.poll import Poll, Word
 from clipa.train.saver import Saver
@@ -44,7 +46,7 @@ class Trainer:
         self.saver = Saver(session, ranks)
         self.step = self._start()
         self.evaluator = Evaluator(session.run, self.plan, session.attempt, ranks, self.learner.precision, self.pulse)
-        self.meter = Meter(self.plan, self.pulse, session.log, yardstick(self.plan, ranks))
+        self.meter = Meter(self.plan, self.pulse, session.log, yardstick(self.plan, ranks), ranks.device)
         self._save_due = time.monotonic() + 60 * self.phase.checkpoint.every_minutes
         self.poll = Poll(ranks, self._look)
         self._look_every = min(LOOK_STEPS, every_steps(self.plan))
@@ -102,6 +104,7 @@ class Trainer:
         self, shards: ShardSet, tell: Callable[[int], None], mixed: Sequence[ShardSet] = ()
     ) -> Iterator[Batch]:
         """Batches until the last step; they begin anew, at other samples, where the training has gone back."""
+        self.meter.begin(self._counted)
         while self.step < self.plan.steps:
             skips = self.skips
             stop, shift = stretch(self.step, self.plan.steps, skips)
@@ -120,15 +123,17 @@ class Trainer:
                 pin=self.ranks.device.type == "cuda",
             )
             self.pulse.at("waiting for the first batch")
-            self.meter.restart_clock()
-            began = time.monotonic()
+            asked: float | None = None
             for batch in feed(batches, self.ranks.device):
-                self.meter.data_waited(time.monotonic() - began)
+                if asked is None:
+                    self.meter.go_on()  # the loader has started: no part of the training
+                else:
+                    self.meter.data_waited(time.monotonic() - asked)
                 yield batch
                 if self.skips is not skips:
                     break
                 tell(self.step + shift)
-                began = time.monotonic()
+                asked = time.monotonic()
 
     def _tell_bad(self, bad: Bad) -> None:
         """Samples that could not be used, in a file of this rank's own."""
@@ -141,21 +146,27 @@ class Trainer:
         run = self.session.run
         self.skips = agreed(self.ranks, run)
         self.guard = Guard()
+        self._counted = Counters()
         if self.ranks.is_first:
             checkpoint.drop_leftovers(run)
         whole = checkpoint.newest_whole(run) if self.ranks.is_first else None
         # One rank reads every byte to verify it, the others take its word.
         (step,) = self.ranks.greatest((checkpoint.step_of(whole) if whole else -1,))
         if step >= 0:
-            state = checkpoint.load(run.step_dir(step), self.learner.model, self.learner.optimizer)
+            self._load(run.step_dir(step))
             self.saver.stored = (step, whole.digest if whole else "")
-            self.guard = Guard(state.losses)
             return step
         if self.plan.init is not None:
             found = resolve(self.plan, self.plan.init)
             self._record_start(self.plan.init.ref, found)
             put(self.learner.model, self.learner.model.fitted(read_tensors(found.path / WEIGHTS_NAME)))
         return 0
+
+    def _load(self, folder: Path) -> None:
+        """Everything as it was after the step of a checkpoint."""
+        state = checkpoint.load(folder, self.plan, self.learner.model, self.learner.optimizer)
+        self.guard = Guard(state.losses)
+        self._counted = state.counters
 
     def _record_start(self, ref: str, found: Found) -> None:
         if self.session.log:
@@ -224,13 +235,12 @@ class Trainer:
         """Model, optimizer and all that looks at them as they were after a step that has a checkpoint."""
         self.pulse.at(f"going back to step {step}")
         self.learner.optimizer.state.clear()
-        folder = appeared(self.session.run, step)
-        state = checkpoint.load(folder, self.learner.model, self.learner.optimizer)
+        self._load(appeared(self.session.run, step))
         self.learner.finite.reset()
-        self.guard = Guard(state.losses)
         self.poll = Poll(self.ranks, self._look)
-        self.step = state.step
+        self.step = step
         self.ranks.barrier()
+        self.meter.begin(self._counted)
 
     def _note(self, text: str) -> None:
         if self.session.log:
@@ -241,34 +251,35 @@ class Trainer:
         """Begin to write a checkpoint, unless a whole one of this step is there already."""
         self._save_due = time.monotonic() + 60 * self.phase.checkpoint.every_minutes
         self.pulse.at("saving")
-        self.saver.save(self.step, self.learner.model, self.learner.optimizer, self.guard.history)
+        with self.meter.apart():
+            history = History(self.guard.history, self.meter.counters)
+            self.saver.save(self.step, self.learner.model, self.learner.optimizer, history)
         self.pulse.at("")
-        self.meter.restart_clock()
 
     def _save_now(self) -> None:
         """Have a whole checkpoint of this step."""
         self._save()
         self.pulse.at("saving")
-        self.saver.finish(self.step)
+        with self.meter.apart():
+            self.saver.finish(self.step)
         self.pulse.at("")
 
     def _evaluate(self) -> None:
         """Score the weights as they are now."""
         evaluate = self.phase.evaluate
-        if evaluate.sets:
-            card = card_of(self.plan, self.step)
-            sizes = evaluate.sizes or (card.image_size,)
-            digest = (
-                self.saver.stored[1] if self.saver.stored[0] == self.step else ""
-            )  # between checkpoints weights have none
+        if not evaluate.sets:
+            return
+        card = card_of(self.plan, self.step)
+        # Between checkpoints weights have no digest.
+        digest = self.saver.stored[1] if self.saver.stored[0] == self.step else ""
+        with self.meter.apart():
             self.evaluator.score(
                 self.learner.unshared(),
                 card,
                 digest,
                 evaluate.sets,
-                sizes,
+                evaluate.sizes or (card.image_size,),
                 evaluate.batch,
                 self.session.log,
                 evaluate.resize,
             )
-            self.meter.restart_clock()

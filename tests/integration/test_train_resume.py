@@ -1,6 +1,5 @@
 """Real trainer processes: kill -9 and resume, one process and two, asked to leave, a loss that is not finite."""
 
-import io
 import os
 import signal
 import socket
@@ -8,59 +7,26 @@ import subprocess
 import sys
 import time
 
+import msgspec
 import pytest
-from PIL import Image
 from safetensors.torch import load_file
 
-from clipa.data.wds import shard_bytes
 from clipa.registry import events
-from clipa.registry.run_dir import RunDir, write_whole
+from clipa.registry.run_dir import write_whole
 from clipa.spec import plan as plans
-from clipa.spec.cluster import Dataset
-from clipa.spec.inputs import ImageInput, Jitter, TextInput
-from clipa.spec.job import Checkpoints, Optim, Pretrain
-from clipa.spec.model import ImageTower, Model, TextTower
-from clipa.spec.plan import Code, Data, Limits, Plan, World
-from clipa.storage import manifest as manifests
-from clipa.storage.manifest import Manifest, Shard
+from clipa.spec.inputs import ImageInput, Jitter
+from clipa.spec.plan import World
+from tests.services import train_runs
+from tests.services.train_runs import SQUARES
 
-STEPS, BATCH = 40, 8
-WORDS = ("red", "green", "blue", "grey")
-SQUARES = ImageInput(size=8)
-
-
-def _jpeg(number):
-    out = io.BytesIO()
-    Image.new("RGB", (16, 16), (number * 37 % 256, number * 91 % 256, number * 53 % 256)).save(out, "JPEG")
-    return out.getvalue()
+STEPS = 40
 
 
 @pytest.fixture
 def make_run(tmp_path):
-    raw = shard_bytes([(f"{n:04d}", {"jpg": _jpeg(n), "txt": f"a {WORDS[n % 4]} {n}".encode()}) for n in range(48)])
-    manifest = Manifest(url="file:///somewhere", shards=(Shard(name="a.tar", size=len(raw), version="1"),))
-    write_whole(manifests.staged_folder(str(tmp_path / "cache"), manifest.digest) / "a.tar", raw)
-
-    def make(name, processes=1, lr=1e-3, log_every=1, image=SQUARES, **settings):
-        phase = Pretrain(
-            data="squares", samples=STEPS * BATCH, batch=BATCH, image=image, text=TextInput(tokens=8),
-            optim=Optim(lr=lr, warmup_samples=4 * BATCH), positions="sincos2d", precision="fp32",
-            checkpoint=Checkpoints(every_samples=4 * BATCH), log_every_samples=log_every * BATCH, **settings,
-        )  # fmt: skip
-        model = Model(embed_dim=8, image=ImageTower(patch=4, width=16, layers=1, heads=2),
-                      text=TextTower(width=8, layers=1, heads=2))  # fmt: skip
-        data = Data(name="squares", source=Dataset(url=manifest.url), manifest=manifest.digest, shards=1,
-                    bytes=len(raw))  # fmt: skip
-        run = RunDir(tmp_path / "runs" / name)
-        plan = Plan(
-            run=name, group="g", created=0.0, recipe="r", recipe_digest="d", phase="pretrain", cluster="local",
-            backend="local", model=model, settings=phase, world=World(processes=processes),
-            limits=Limits(max_attempts=3, time_limit_minutes=5), code=Code(version="0"), seed=1, data=data,
-            run_root=str(tmp_path / "runs"), cache=str(tmp_path / "cache"), steps=STEPS, warmup_steps=4,
-        )  # fmt: skip
-        write_whole(run.manifest(manifest.digest), manifests.encode(manifest))
-        write_whole(run.plan, plans.encode(plan))
-        return run
+    def make(name, processes=1, log_every=1, image=SQUARES, steps=STEPS, **settings):
+        world = World(processes=processes)
+        return train_runs.make_run(tmp_path, name, steps, world=world, log_steps=log_every, image=image, **settings)
 
     return make
 
@@ -149,6 +115,9 @@ def test_asked_to_leave_saves_and_can_be_resumed(make_run):
     step = run.complete_checkpoints()[-1][0]
     assert 0 < step < STEPS
     assert _finish(_start(run, 2, 1))[0] == [0]
+    spent = [e.trained_s for attempt in (1, 2) for e in _steps(run, attempt)]
+    assert len(spent) == STEPS
+    assert sorted(spent) == spent, "the second attempt counts on where the first one stopped"
     assert _finish(_start(straight, 1, 1))[0] == [0]
     assert _bytes(run) == _bytes(straight)
 
@@ -162,6 +131,21 @@ def test_a_torn_checkpoint_is_passed_over(make_run):
     codes, said = _finish(_start(run, 2, 1))
     assert codes == [0], said
     assert _bytes(run) == good
+
+
+def test_a_run_whose_plan_became_another_is_refused_on_all_ranks(make_run):
+    run = make_run("other", 2, steps=4)
+    assert _finish(_start(run, 1, 2))[0] == [0, 0]
+    before = (run.step_dir(4) / "model.safetensors").read_bytes()
+    plan = plans.decode(run.plan.read_bytes())
+    optim = msgspec.structs.replace(plan.settings.optim, lr=0.5)
+    settings = msgspec.structs.replace(plan.settings, optim=optim)
+    write_whole(run.plan, plans.encode(msgspec.structs.replace(plan, settings=settings)))
+    codes, said = _finish(_start(run, 2, 2))
+    assert codes == [2, 2], said
+    assert "written by another plan: optim.lr is 0.001 there, 0.5 here" in said
+    assert "Traceback" not in said
+    assert (run.step_dir(4) / "model.safetensors").read_bytes() == before
 
 
 @pytest.mark.parametrize("log_every", [1, 10])

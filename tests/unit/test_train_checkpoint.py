@@ -1,25 +1,33 @@
 """Checkpoints beside the training: a disk that fails or is slow, a newer attempt, what stays, and the file itself."""
 
 import hashlib
+import json
 import resource
 import threading
 
+import msgspec
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from clipa.attempt.devices import Ranks
 from clipa.attempt.process import Session
 from clipa.attempt.weights import verify, write_tensors
-from clipa.errors import TrainError
+from clipa.errors import InputError, TrainError
 from clipa.registry import events
+from clipa.spec import essence
 from clipa.spec import plan as plans
-from clipa.spec.job import Checkpoints
+from clipa.spec.card import card_of
+from clipa.spec.cluster import Dataset
+from clipa.spec.essence import differences, essence_of
+from clipa.spec.job import Checkpoints, Pretrain
+from clipa.spec.plan import Data, Limits, Weights, World
 from clipa.train import checkpoint, saver
-from clipa.train.checkpoint import kept, owners
+from clipa.train.checkpoint import History, kept, owners
 from clipa.train.learner import Learner
+from clipa.train.metrics import Counters
 from clipa.train.saver import Saver
 from tests.services.train_runs import make_run
 from tests.unit.test_train_parallel import _batch
@@ -124,18 +132,128 @@ def test_an_attempt_that_is_not_the_newest_commits_nothing(session, learner):
     assert not session.run.complete_checkpoints()
 
 
-def test_what_is_loaded_is_what_was_saved_and_an_older_file_loads_too(session, learner):
+def test_what_is_loaded_is_what_was_saved(session, learner):
+    history = History((2.5, 2.25), Counters(trained_s=90.5, waited_s=4.25))
     with Saver(session, ALONE) as saves:
-        saves.save(1, learner.model, learner.optimizer)
+        saves.save(1, learner.model, learner.optimizer, history)
         saves.finish(1)
     folder = session.run.step_dir(1)
-    assert (folder / "optimizer.safetensors").is_file(), "the name that older versions read and wrote"
     other = Learner(session.plan, ALONE)
-    assert checkpoint.load(folder, other.model, other.optimizer).step == 1
+    state = checkpoint.load(folder, session.plan, other.model, other.optimizer)
+    assert (state.step, state.history) == (1, history)
     for one in (learner, other):
         one.learn(_batch(1, 0, 1), 1)
     left, right = learner.model.state_dict(), other.model.state_dict()
     assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def _older(folder, learner, state):
+    """The folder of a checkpoint as clipa 0.1.0 laid it out, with the library that it wrote it with."""
+    folder.mkdir(parents=True)
+    moments = {
+        f"{key}.{name}": value.clone()
+        for name, parameter in learner.model.named_parameters()
+        for key, value in learner.optimizer.state[parameter].items()
+    }
+    save_file(
+        {name: weight.clone() for name, weight in learner.model.state_dict().items()}, folder / "model.safetensors"
+    )
+    save_file(moments, folder / "optimizer.safetensors")
+    (folder / "state.json").write_text(state)
+    (folder / "card.json").write_bytes(msgspec.json.encode(card_of(learner.plan, 1)))
+    files = {
+        path.name: {"size": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        for path in folder.iterdir()
+    }
+    (folder / "COMPLETE").write_text(json.dumps(files))
+    return folder
+
+
+@pytest.mark.parametrize("state", [
+    '{"step":1,"samples":8,"recipe_digest":"d","schema":1}',
+    '{"step":1,"samples":8,"recipe_digest":"d","losses":[2.5,2.25],"schema":1}',
+])  # fmt: skip
+def test_older_checkpoints_load_and_go_on_as_they_would_have(session, learner, state):
+    _older(session.run.step_dir(1), learner, state)
+    found = checkpoint.newest_whole(session.run)
+    assert checkpoint.step_of(found) == 1
+    other = Learner(session.plan, ALONE)
+    loaded = checkpoint.load(found.path, session.plan, other.model, other.optimizer)
+    assert loaded.history == History((2.5, 2.25) if "losses" in state else ())
+    for one in (learner, other):
+        one.learn(_batch(1, 0, 1), 1)
+    left, right = learner.model.state_dict(), other.model.state_dict()
+    assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def _changed(plan, key, value):
+    """The plan with another value of one key: of its own, of the phase, or of the optimizer."""
+    if key.startswith("optim."):
+        optim = msgspec.structs.replace(plan.settings.optim, **{key.removeprefix("optim."): value})
+        return _changed(plan, "optim", optim)
+    if hasattr(plan, key):
+        return msgspec.structs.replace(plan, **{key: value})
+    return msgspec.structs.replace(plan, settings=msgspec.structs.replace(plan.settings, **{key: value}))
+
+
+@pytest.mark.parametrize(("key", "value", "says"), [
+    ("optim.lr", 0.5, "optim.lr is 0.001 there, 0.5 here"), ("seed", 2, "seed is 1 there, 2 here"),
+    ("batch", 16, "batch is 8 there, 16 here"), ("loss", "sigmoid", "loss is softmax there, sigmoid here"),
+    ("init", Weights(ref="run:x@final", run="x"), "init is none there, run:x@final here"),
+    ("mixed", (Data(name="b", source=Dataset(url="s3://b"), manifest="fff", shards=1, bytes=1),), ", fff here"),
+])  # fmt: skip
+def test_a_checkpoint_of_another_plan_is_refused_and_nothing_is_loaded(session, learner, key, value, says):
+    with Saver(session, ALONE) as saves:
+        saves.save(1, learner.model, learner.optimizer)
+        saves.finish(1)
+    folder, other = session.run.step_dir(1), Learner(session.plan, ALONE)
+    before = {name: weight.clone() for name, weight in other.model.state_dict().items()}
+    with pytest.raises(InputError, match="written by another plan") as error:
+        checkpoint.load(folder, _changed(session.plan, key, value), other.model, other.optimizer)
+    assert says in str(error.value)
+    assert str(folder) in str(error.value)
+    assert f"clipa submit finetune RECIPE --from {folder}" in error.value.hint
+    assert all(torch.equal(before[name], weight) for name, weight in other.model.state_dict().items())
+    assert not other.optimizer.state
+
+
+@pytest.mark.parametrize(("key", "value"), [
+    ("world", World(processes=4, threads=2)), ("limits", Limits(max_attempts=9, time_limit_minutes=1)),
+    ("micro_batch", 2), ("parallel", "fsdp"), ("recompute", 1.0), ("compile", "on"), ("env", {"A": "b"}),
+    ("checkpoint", Checkpoints(keep=7)), ("log_every_samples", 64), ("on_spike", "rollback"),
+])  # fmt: skip
+def test_how_and_where_a_plan_is_trained_may_change(session, key, value):
+    there, here = essence_of(session.plan), essence_of(_changed(session.plan, key, value))
+    assert differences(there, here) == ""
+
+
+def test_every_key_of_a_phase_is_either_what_is_trained_or_how(session):
+    """A new key needs a decision: a checkpoint without it must load, and one that differs in it must not, or may."""
+    counted = {
+        "data", "samples", "batch", "image", "text", "optim", "loss", "positions", "precision", "shuffle_window",
+    }  # fmt: skip
+    assert counted | set(essence._FREE) == set(Pretrain.__struct_fields__)
+
+
+def test_an_older_checkpoint_of_another_recipe_is_refused(session, learner):
+    folder = _older(session.run.step_dir(1), learner, '{"step":1,"samples":8,"recipe_digest":"e","schema":1}')
+    with pytest.raises(InputError, match="the recipe has another digest"):
+        checkpoint.load(folder, session.plan, learner.model, learner.optimizer)
+
+
+def test_a_newer_checkpoint_whose_keys_are_not_known_loads(session, learner):
+    state = (
+        '{"step":1,"samples":8,"recipe_digest":"d","plan":{"settings":{"kind":"pretrain","new":1}},"new":2,"schema":1}'
+    )
+    folder = _older(session.run.step_dir(1), learner, state)
+    assert checkpoint.load(folder, session.plan, learner.model, learner.optimizer).step == 1
+
+
+@pytest.mark.parametrize("state", ["", "[]", "{}"])
+def test_a_state_that_cannot_be_read_is_named(session, learner, state):
+    folder = _older(session.run.step_dir(1), learner, state)
+    with pytest.raises(TrainError, match="cannot be read"):
+        checkpoint.step_of(verify(folder))
 
 
 def test_a_file_of_tensors_is_what_the_library_reads(tmp_path):

@@ -54,7 +54,7 @@ def _run(plan, ranks, way, steps, load=None, save=None):
     settings = msgspec.structs.replace(plan.settings, **WAYS[way])
     learner = Learner(msgspec.structs.replace(plan, settings=settings), ranks)
     if load is not None:
-        checkpoint.load(load, learner.model, learner.optimizer)
+        checkpoint.load(load, plan, learner.model, learner.optimizer)
     losses = [float(learner.learn(_batch(n, ranks.rank, ranks.world), n).loss) for n in steps]
     if save is not None:
         run = RunDir(save)
