@@ -18,6 +18,8 @@ from clipa.errors import ConfigError, did_you_mean
 from clipa.reduction.image import decoded_size
 from clipa.spec.budget import PhaseBudget, steps_of, train_budget
 from clipa.spec.catalog import find_recipe
+from clipa.spec.cost import in_memory
+from clipa.spec.hardware import gpu_named
 from clipa.spec.job import Eval, Finetune, Pretrain, Recipe
 from clipa.spec.load import load_recipe
 from clipa.spec.plan import Code, Limits, Plan, World
@@ -85,8 +87,10 @@ class Work(NamedTuple):
         samples, warmup = STEPS * size.batch, steps_of(self.phase.optim.warmup_samples, self.phase.batch)
         optim = msgspec.structs.replace(self.phase.optim, warmup_samples=min(warmup, STEPS) * size.batch)
         phase = msgspec.structs.replace(
-            self.phase, batch=size.batch, micro_batch=size.at_once, samples=samples, optim=optim
+            self.phase, batch=size.batch, micro_batch=size.at_once or size.batch, samples=samples, optim=optim
         )
+        gpu = gpu_named(torch.cuda.get_device_name(self.device)) if self.device.type == "cuda" else None
+        phase = in_memory(self.recipe.model, phase, gpu, 1)
         return Plan(
             run="bench",
             group="bench",

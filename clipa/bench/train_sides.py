@@ -59,7 +59,7 @@ def ours(work: Work, size: Size, batches: list[Batch], name: str = "clipa") -> t
 
     phase = learner.phase
     is_compiled = phase.compile == "on" or (phase.compile == "auto" and work.device.type == "cuda")
-    more = (["compiled"] if is_compiled else []) + ([f"recomputed {phase.recompute:.0%}"] if phase.recompute else [])
+    more = (["compiled"] if is_compiled else []) + ([f"recomputed {phase.recomputed:.0%}"] if phase.recomputed else [])
     return Contender(name, ", ".join([learner.precision, *more]), step), learner
 
 

@@ -61,7 +61,8 @@ def _table(loaded: LoadedRecipe, cost: Cost, published: Sequence[Published]) -> 
     for rows in (_WHAT, _COST, _NEEDS) if cost.place.gpu else (_WHAT, _DISK):
         for title, cell, total in rows:
             cells = [cell(phase, cost.phases[name]) for name, phase in phases.items()]
-            table.add_row(title, *cells, *([total(cost)] if several else []))
+            if any(cells):
+                table.add_row(title, *cells, *([total(cost)] if several else []))
         table.add_section()
     for title, of in _SAID:
         by_phase = {p.after or list(phases)[-1]: of(p, cost) for p in published}
@@ -112,6 +113,7 @@ _DISK: tuple[tuple[str, Cell, Callable[[Cost], str]], ...] = (
 _NEEDS: tuple[tuple[str, Cell, Callable[[Cost], str]], ...] = (
     ("memory of a GPU", lambda p, c: size(c.memory_bytes), _nothing),
     ("  micro-batch", lambda p, c: f"{c.micro_batch:,}", _nothing),
+    ("  recomputed", lambda p, c: f"{c.recompute:.0%}" if c.recompute else "", _nothing),
     ("loader cores", lambda p, c: _NONE if c.loader_cores is None else f"{c.loader_cores:,}", _nothing),
     *_DISK,
 )
@@ -160,7 +162,7 @@ def _too_large(cost: Cost) -> Iterator[str]:
         if gpu is not None and c.memory_bytes > gpu.memory_gb * 1e9:
             yield (
                 f"{name} needs {size(c.memory_bytes)}, {gpu.model} has {gpu.memory_gb:g} GB: "
-                f"lower phases.{name}.micro_batch, or take more GPUs"
+                f'lower phases.{name}.micro_batch, give it recompute = "auto", or take more GPUs'
             )
 
 

@@ -20,13 +20,12 @@ def fitting(world: World, phase: Phase, where: str) -> World:
     if not isinstance(phase, TrainPhase):
         return world
     if phase.batch % world.processes:
-        near = [n for n in range(1, phase.batch + 1) if phase.batch % n == 0]
-        below = max(n for n in near if n <= world.processes)
-        above = min((n for n in near if n >= world.processes), default=below)
+        whole = [n for n in range(1, phase.batch + 1) if phase.batch % n == 0]
+        near = [n for n in whole if n < world.processes][-1:] + [n for n in whole if n > world.processes][:1]
         raise ConfigError(
             f"batch {phase.batch} is not divisible by {world.processes} processes",
             where=f"{where}.batch",
-            allowed=f"{below} or {above} processes, or a batch that is a multiple of {world.processes}",
+            allowed=f"{' or '.join(map(str, near))} process(es), or a batch that is a multiple of {world.processes}",
         )
     if phase.lanes % world.nodes and world.nodes % phase.lanes:
         fitting = [n for n in _lanes(phase, world) if n != phase.lanes]

@@ -150,24 +150,32 @@ def _limits(cluster: Cluster, recipe: Recipe, phase: Phase) -> tuple[Limits, Pha
 
 
 def _in_passes(cluster: Cluster, recipe: Recipe, phase: Phase, world: World) -> tuple[Phase, str]:
-    """The phase with as large a micro-batch as its GPUs have room for, where the recipe leaves it open, and a remark.
+    """The phase as it fits into the memory of its GPUs, where the recipe leaves that open, and a remark.
 
-    The GPU is the profile's `gpu_model`, else the first one that is here; without one the whole share passes at once.
+    The GPU is the profile's `gpu_model`, else the first one that is here; without one the whole share passes at once,
+    and nothing is recomputed.
     """
-    if isinstance(phase, Eval) or phase.micro_batch or not world.gpus or phase.batch % world.processes:
+    if isinstance(phase, Eval) or phase.batch % world.processes or (phase.micro_batch and phase.recompute != "auto"):
         return phase, ""
+    plain = msgspec.structs.replace(phase, recompute=phase.recomputed)
+    if not world.gpus:
+        return plain, ""
     gpu = hardware.gpu_of(cluster)
     if gpu is None and cluster.slurm is None:
         here = devices.gpus(os.environ.get("CUDA_VISIBLE_DEVICES"))
         gpu = hardware.gpu_named(here[0].name) if here else None
     if gpu is None:
-        return phase, "one pass for all samples of a GPU: its memory is not known (gpu_model of the cluster profile)"
+        what = "nothing is recomputed" if phase.micro_batch else "one pass for all samples of a GPU"
+        return plain, f"{what}: its memory is not known (gpu_model of the cluster profile)"
     local = phase.batch // world.processes
-    micro = cost.micro_that_fits(recipe.model, phase, gpu, world.gpus)
-    passes = f"{local // micro} passes of {micro:,}" if micro < local else "one pass"
-    held = cost.memory_bytes(recipe.model, phase, budget.train_budget(recipe.model, phase), world.gpus, micro)
-    note = f"{passes} for the {local:,} samples of a GPU, about {held / 1e9:.0f} of {gpu.memory_gb:g} GB ({gpu.model})"
-    return msgspec.structs.replace(phase, micro_batch=micro), note
+    found = cost.in_memory(recipe.model, phase, gpu, world.gpus)
+    micro = found.micro_batch
+    passes = f"{-(-local // micro)} passes of {micro:,}" if micro < local else "one pass"
+    again = f", {found.recomputed:.0%} of the blocks recomputed" if found.recomputed else ""
+    held = cost.memory_bytes(recipe.model, found, budget.train_budget(recipe.model, found), world.gpus, micro)
+    more = "" if held <= cost.FILL * gpu.memory_gb * 1e9 else ': too much, take more GPUs or parallel = "fsdp"'
+    memory = f"about {held / 1e9:.0f} of {gpu.memory_gb:g} GB ({gpu.model}){more}"
+    return found, f"{passes} for the {local:,} samples of a GPU{again}, {memory}"
 
 
 def select_phases(recipe: Recipe, what: str, where: str) -> tuple[str, ...]:

@@ -5,9 +5,10 @@ Every number says where it comes from: the formula, a measurement, the recipe's 
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import msgspec
 
@@ -16,6 +17,8 @@ from clipa.spec.hardware import GPUS, Gpu, gpu_named
 from clipa.spec.job import Recipe, TrainPhase
 from clipa.spec.model import ImageTower, Model, TextTower
 from clipa.spec.published import DatasetFacts, Published
+
+P = TypeVar("P", bound=TrainPhase)
 
 ASSUMED_MFU = 0.25
 """Share of the peak that training reaches where nothing was measured. The authors' own GPU-hours over our FLOPs give
@@ -81,7 +84,9 @@ class Rate(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PhaseCost(msgspec.Struct, frozen=True, kw_only=True):
-    """One training phase. `micro_batch`: samples that one GPU holds at once. Bytes are of one GPU, and on disk."""
+    """One training phase. `micro_batch`: samples that one GPU holds at once, `recompute`: the share of blocks that
+    compute their activations anew. Bytes are of one GPU, and on disk.
+    """
 
     budget: PhaseBudget
     micro_batch: int
@@ -92,6 +97,7 @@ class PhaseCost(msgspec.Struct, frozen=True, kw_only=True):
     hours: float | None = None
     dollars: float | None = None
     loader_cores: int | None = None
+    recompute: float = 0.0
 
 
 class Cost(msgspec.Struct, frozen=True, kw_only=True):
@@ -166,13 +172,14 @@ def sum_of(values: Sequence[float | None]) -> float | None:
 
 def _phase(model: Model, phase: TrainPhase, place: Place, measured: Sequence[Measured], mfu: float) -> PhaseCost:
     budget = train_budget(model, phase)
-    local = -(-phase.batch // max(1, place.gpus))
-    micro = min(phase.micro_batch, local) or micro_that_fits(model, phase, place.gpu, place.gpus)
+    phase = in_memory(model, phase, place.gpu, place.gpus)
+    micro = phase.micro_batch
     rate = rate_of(model, budget, place, measured, mfu)
     hours = budget.samples / rate.samples_per_s / 3600 if rate else None
     return PhaseCost(
         budget=budget,
         micro_batch=micro,
+        recompute=phase.recomputed,
         memory_bytes=memory_bytes(model, phase, budget, place.gpus, micro),
         checkpoint_bytes=CHECKPOINT_BYTES * budget.params * (phase.checkpoint.keep + 1),
         rate=rate,
@@ -226,17 +233,31 @@ def activation_bytes(tower: ImageTower | TextTower, tokens: int, bf16: bool) -> 
     return int(tower.layers * tokens * tower.width * per)
 
 
-def micro_that_fits(model: Model, phase: TrainPhase, gpu: Gpu | None, gpus: int) -> int:
-    """The largest micro-batch, a whole part of one GPU's share of a step, with which the phase fits into the GPU.
+def in_memory(model: Model, phase: P, gpu: Gpu | None, gpus: int) -> P:
+    """The phase with a micro-batch and a share of recomputed blocks that fit into the GPU, where it leaves them open.
 
-    The whole share where no GPU is known. 1 where nothing fits: `clipa plan` names what is missing.
+    Of what fits, that which computes least: several passes compute the forward pass twice, a third of a step's FLOPs;
+    so do recomputed blocks, their share of it. Of equals the larger micro-batch. Where no GPU is known: one pass,
+    nothing recomputed. Where nothing fits: what needs least; `clipa plan` names what is missing.
+
+    A share of blocks was taken rather than torch's `activation_memory_budget`, which solves for what each compiled
+    graph keeps: that is a share too (of that graph's activations, not bytes of a GPU), works compiled alone, and what
+    it keeps is known after compiling, where a plan must say before it is queued whether a phase fits.
     """
     local = -(-phase.batch // max(1, gpus))
+    parts = [micro for micro in range(local, 0, -1) if local % micro == 0]
+    micros = [min(phase.micro_batch, local)] if phase.micro_batch else parts
+    layers = max(model.image.layers, model.text.layers)
+    shares = [n / layers for n in range(layers + 1)] if phase.recompute == "auto" else [phase.recomputed]
+    choices = sorted(itertools.product(micros, shares), key=lambda pair: ((pair[0] < local) + pair[1], -pair[0]))
+    phases = [msgspec.structs.replace(phase, micro_batch=micro, recompute=share) for micro, share in choices]
     if gpu is None:
-        return local
+        return phases[0]
     budget, room = train_budget(model, phase), FILL * gpu.memory_gb * 1e9
-    parts = (micro for micro in range(local, 0, -1) if local % micro == 0)
-    return next((micro for micro in parts if memory_bytes(model, phase, budget, gpus, micro) <= room), 1)
+    held = (memory_bytes(model, choice, budget, gpus, choice.micro_batch) for choice in phases)
+    fitting = (choice for choice, size in zip(phases, held, strict=True) if size <= room)
+    least = msgspec.structs.replace(phase, micro_batch=micros[-1], recompute=shares[-1])
+    return next(fitting, least)
 
 
 def memory_bytes(model: Model, phase: TrainPhase, budget: PhaseBudget, gpus: int, micro: int) -> int:
@@ -244,8 +265,8 @@ def memory_bytes(model: Model, phase: TrainPhase, budget: PhaseBudget, gpus: int
     pass, the batch as bytes, all ranks' features with their gradients, and blocks of similarities.
     """
     bf16 = phase.precision != "fp32"
-    image = _kept_bytes(model.image, budget.image_tokens + 1, bf16, phase.recompute)
-    text = _kept_bytes(model.text, budget.text_tokens, bf16, phase.recompute)
+    image = _kept_bytes(model.image, budget.image_tokens + 1, bf16, phase.recomputed)
+    text = _kept_bytes(model.text, budget.text_tokens, bf16, phase.recomputed)
     pixels = 3 * phase.image.size**2
     local = -(-phase.batch // max(1, gpus))
     similarities = 3 * 4 * min(SIMILARITIES, local * phase.batch)

@@ -104,7 +104,8 @@ class TrainPhase(Struct, frozen=True, kw_only=True, tag_field="kind"):
     pass the towers at once; 0: as many as the plan finds room for. It changes memory, not the result; neither do
     `parallel` (`ddp`: every process holds the whole model; `fsdp`: each holds a part of its weights, gradients and
     moments), `recompute` (the share of blocks whose activations are computed anew in the backward pass instead of
-    being kept, 0 to 1) and `compile` (`auto`: on GPUs). `deterministic`: bit-identical repeats on GPUs too, slower.
+    being kept, 0 to 1; `auto`: the smallest with which the phase fits into a GPU, picked and frozen by the plan) and
+    `compile` (`auto`: on GPUs). `deterministic`: bit-identical repeats on GPUs too, slower.
     `shuffle_window`: samples that are shuffled together, at least, in whole shards: with 10,000 a shard, seven shards;
     small datasets entirely. `lanes`: parts of equal length into which an epoch is cut; every step reads all of them, a
     node only those of its samples, so of a streamed dataset only its part. They change the order of the samples, so
@@ -125,7 +126,7 @@ class TrainPhase(Struct, frozen=True, kw_only=True, tag_field="kind"):
     loss: Literal["softmax", "sigmoid"] = "softmax"
     micro_batch: int = 0
     parallel: Literal["ddp", "fsdp"] = "ddp"
-    recompute: float = 0.0
+    recompute: float | Literal["auto"] = 0.0
     compile: Literal["auto", "on", "off"] = "auto"
     deterministic: bool = False
     positions: Literal["sincos2d", "learnable"] = "learnable"
@@ -152,7 +153,10 @@ class TrainPhase(Struct, frozen=True, kw_only=True, tag_field="kind"):
             f"optim.warmup_samples {self.optim.warmup_samples} exceeds samples {self.samples}",
         )
         require(self.micro_batch >= 0, f"micro_batch must be >= 0 (0: as the plan finds room), got {self.micro_batch}")
-        require(0 <= self.recompute <= 1, f"recompute must be a share of the blocks, 0 to 1, got {self.recompute}")
+        require(
+            0 <= self.recomputed <= 1,
+            f'recompute must be a share of the blocks, 0 to 1, or "auto", got {self.recompute}',
+        )
         require(self.shuffle_window >= 1, f"shuffle_window must be >= 1 sample, got {self.shuffle_window}")
         _require_lanes(self.lanes, self.batch)
         require(0 <= self.bad_samples <= 1, f"bad_samples must be a share, 0 to 1, got {self.bad_samples}")
@@ -163,6 +167,11 @@ class TrainPhase(Struct, frozen=True, kw_only=True, tag_field="kind"):
             "and evaluate.every_samples must be > 0",
         )
         require(self.log_every_samples >= 0, f"log_every_samples must be >= 0, got {self.log_every_samples}")
+
+    @property
+    def recomputed(self) -> float:
+        """The share of recomputed blocks; none where the plan is still to pick it (clipa.spec.cost.in_memory)."""
+        return 0.0 if self.recompute == "auto" else self.recompute
 
     @property
     def portions(self) -> tuple[Portion, ...]:

@@ -31,7 +31,7 @@ def fit_out(model: Clip, phase: TrainPhase, device: torch.device) -> None:
         # Else DDP would cut the graph of each block where one of its buckets ends.
         torch._dynamo.config.optimize_ddp = False
     for tower in _towers(model):
-        recomputed = round(phase.recompute * len(tower))
+        recomputed = round(phase.recomputed * len(tower))
         for number, block in enumerate(tower):
             if is_compiled or number < recomputed:
                 block.forward = _Forward(block, is_compiled, number < recomputed)

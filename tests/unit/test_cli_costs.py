@@ -72,6 +72,15 @@ def test_too_little_memory_is_said_with_the_cure() -> None:
     assert "pretrain needs 173 GB, A100-80GB has 80 GB: lower phases.pretrain.micro_batch" in lines["memory"]
 
 
+def test_recomputed_blocks_are_shown_where_there_are_some() -> None:
+    words = ['phases.pretrain.recompute="auto"', "phases.pretrain.micro_batch=4096"]
+    loaded = load_recipe(catalog.find_recipe("clipa-l16-i37-t8"), words)
+    priced = _cost(loaded, A100)
+    text = _drawn(80, lambda out: costs.print_plan(loaded, priced, [], out))
+    (line,) = (line for line in text.splitlines() if "recomputed" in line)
+    assert line.split() == ["recomputed", f"{priced.phases['pretrain'].recompute:.0%}"]
+
+
 def test_json_has_the_facts() -> None:
     done = CliRunner().invoke(app, ["plan", "clipa-l16-i37-t8", "--cluster", "a100", "--json"])
     facts = json.loads(done.output)

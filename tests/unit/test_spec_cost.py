@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import msgspec
@@ -140,6 +141,67 @@ def test_the_plan_finds_room_for_one_recipe_on_any_number_of_gpus(gpus: int) -> 
         assert phase.memory_bytes <= cost.FILL * 80e9 < 80e9
         larger = next(m for m in range(phase.micro_batch + 1, local + 1) if local % m == 0)
         assert cost.memory_bytes(recipe.model, settings, phase.budget, gpus, larger) > cost.FILL * 80e9
+
+
+def _open(
+    recompute: str, micro: int, name: str = "clipa-l16-i37-t8", parallel: str = "ddp"
+) -> tuple[Model, TrainPhase]:
+    words = [
+        f"phases.pretrain.{w}" for w in (f"recompute={recompute}", f"micro_batch={micro}", f'parallel="{parallel}"')
+    ]
+    recipe = load_recipe(catalog.find_recipe(name), words).recipe
+    phase = recipe.phases["pretrain"]
+    assert isinstance(phase, TrainPhase)
+    return recipe.model, phase
+
+
+def _held(model: Model, phase: TrainPhase, gpus: int, **changed: float) -> int:
+    phase = msgspec.structs.replace(phase, **changed)
+    return cost.memory_bytes(model, phase, cost.train_budget(model, phase), gpus, phase.micro_batch)
+
+
+@pytest.mark.parametrize("micro", [1024, 2048, 4096])
+@pytest.mark.parametrize("gpu", ["A100-40GB", "A100-80GB"])
+def test_the_smallest_share_of_recomputed_blocks_with_which_a_micro_batch_fits(micro: int, gpu: str) -> None:
+    model, phase = _open('"auto"', micro)
+    room = cost.FILL * GPUS[gpu].memory_gb * 1e9
+    found = cost.in_memory(model, phase, GPUS[gpu], 8)
+    assert found.micro_batch == micro
+    assert found.recomputed * 24 == pytest.approx(round(found.recomputed * 24)), "whole blocks of the deeper tower"
+    assert _held(model, found, 8) <= room
+    smaller = [_held(model, found, 8, recompute=n / 24) for n in range(round(found.recomputed * 24))]
+    assert min(smaller, default=math.inf) > room
+    assert (found.recomputed == 0) == ((micro, gpu) == (1024, "A100-80GB"))
+
+
+def test_of_what_fits_the_plan_takes_what_computes_least() -> None:
+    # With all blocks recomputed L/16 passes at once on 8 x 80 GB, at a share of what several passes cost.
+    model, phase = _open('"auto"', 0)
+    found = cost.in_memory(model, phase, GPUS["A100-80GB"], 8)
+    assert found.micro_batch == phase.batch // 8
+    assert 0 < found.recomputed < 1
+    # Where even that is too much: passes, with nothing recomputed.
+    found = cost.in_memory(model, phase, GPUS["A100-40GB"], 1)
+    assert (found.micro_batch < phase.batch, found.recomputed) == (True, 0.0)
+    # The largest model does not fit without sharing it out: what needs least.
+    model, phase = _open('"auto"', 0, "clipa2-bigg14-i36")
+    found = cost.in_memory(model, phase, GPUS["A100-40GB"], 8)
+    assert (found.micro_batch, found.recomputed) == (1, 1.0)
+    assert _held(model, found, 8) > cost.FILL * 40e9
+
+
+def test_nothing_is_recomputed_where_no_gpu_is_known_and_a_given_share_stays() -> None:
+    model, phase = _open('"auto"', 0)
+    found = cost.in_memory(model, phase, None, 8)
+    assert (found.micro_batch, found.recompute) == (phase.batch // 8, 0.0)
+    model, phase = _open("0.5", 512)
+    assert cost.in_memory(model, phase, GPUS["A100-40GB"], 8) == phase
+
+
+@pytest.mark.parametrize("word", ['"some"', "1.5", "-0.1"])
+def test_a_share_that_is_none_is_refused(word: str) -> None:
+    with pytest.raises(ConfigError, match="recompute"):
+        _open(word, 0)
 
 
 def test_shards_and_recomputing_make_room() -> None:

@@ -230,7 +230,8 @@ def test_how_and_where_a_plan_is_trained_may_change(session, key, value):
 def test_every_key_of_a_phase_is_either_what_is_trained_or_how(session):
     """A new key needs a decision: a checkpoint without it must load, and one that differs in it must not, or may."""
     counted = {
-        "data", "samples", "batch", "image", "text", "optim", "loss", "positions", "precision", "shuffle_window", "lanes",
+        "data", "samples", "batch", "image", "text", "optim", "loss", "positions", "precision",
+        "shuffle_window", "lanes",
     }  # fmt: skip
     assert counted | set(essence._FREE) == set(Pretrain.__struct_fields__)
 
