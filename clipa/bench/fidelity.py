@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image
 
 from clipa.bench.pipelines import Job
-from clipa.data.decode import decode_train, random_box
+from clipa.data.crop import random_box
+from clipa.data.decode import decode_train
 from clipa.data.index import Part
 from clipa.data.shards import Reader, open_shards
 from clipa.reduction.draws import Draws, Purpose
@@ -19,6 +20,7 @@ from clipa.storage.dataset import index
 from clipa.storage.store import Store
 
 IMAGES = 64
+_HOW = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
 class Fidelity(NamedTuple):
@@ -36,12 +38,13 @@ def fidelity(job: Job) -> Fidelity:
     errors = []
     for number in range(min(IMAGES, reader.samples)):
         data = reader.read(number).image
-        ours = decode_train(data, job.image, size, Draws(0, number, Purpose.CROP), "").transpose(1, 2, 0).astype(float)
+        pixels = np.empty((size, size, 3), dtype=np.uint8)
+        decode_train(data, job.image, Draws(0, number, Purpose.CROP), pixels, "")
         picture = Image.open(io.BytesIO(data)).convert("RGB")
         box = random_box(picture.height, picture.width, job.image, Draws(0, number, Purpose.CROP))
         part = picture.crop((box.left, box.top, box.left + box.width, box.top + box.height))
-        plain = np.asarray(part.resize((size, size), Image.Resampling.BICUBIC)).astype(float)
-        errors.append(float(np.mean((ours - plain) ** 2)))
+        plain = np.asarray(part.resize((size, size), _HOW[job.image.interpolation])).astype(float)
+        errors.append(float(np.mean((pixels - plain) ** 2)))
     return Fidelity(_psnr(sum(errors) / len(errors)), _psnr(max(errors)))
 
 

@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 import torch
 
-from clipa.data.decode import crop_train, planes
+from clipa.data.decode import crop_train, fit
 from clipa.data.index import Part
 from clipa.data.pipeline import normalise
 from clipa.data.shards import Reader, caption_of, open_shards
@@ -101,7 +101,7 @@ class Ours:
         clock = clock or _Clock()
         image, size = self._job.image, self._job.image.size
         clock.start()
-        pixels = np.empty((BATCH, 3, size, size), dtype=np.uint8)
+        pixels = np.empty((BATCH, size, size, 3), dtype=np.uint8)
         texts, places = [], range(self._next, self._next + BATCH)
         clock("collate")
         for row, place in enumerate(places):
@@ -110,12 +110,12 @@ class Ours:
             clock("read")
             part = crop_train(sample.image, image, size, Draws(0, place, Purpose.CROP), sample.key)
             clock("decode")
-            pixels[row] = planes(part, size)
+            fit(part, image, pixels[row])
             clock("resize")
         tokens = self._select(texts, places)
         clock("tokenise")
         self._next += BATCH
-        return torch.from_numpy(pixels), tokens
+        return torch.from_numpy(pixels).permute(0, 3, 1, 2), tokens
 
 
 class Theirs:

@@ -141,7 +141,8 @@ def made_batches(work: Work, size: Size) -> list[Batch]:
     words = work.recipe.model.traits.vocabulary
     batches = []
     for number in range(BATCHES):
-        images = torch.randint(0, 256, (size.batch, 3, side, side), dtype=torch.uint8, generator=chance)
+        pixels = torch.randint(0, 256, (size.batch, side, side, 3), dtype=torch.uint8, generator=chance)
+        images = pixels.permute(0, 3, 1, 2)  # in memory as the loader's
         tokens = torch.randint(1, words - 2, (size.batch, length), generator=chance)
         tokens[:, 0], tokens[:, -1] = words - 2, words - 1  # CLIP's start and end; the end is the largest id
         positions = torch.arange(number * size.batch, (number + 1) * size.batch)

@@ -39,7 +39,8 @@ class Colours:
         out = torch.empty(images.shape, device=images.device)
         for first in range(0, len(images), at_once):
             rows = slice(first, first + at_once)
-            coloured = self.jitter(images[rows].float() / 255.0, positions[rows])
+            planes = images[rows].contiguous()
+            coloured = self.jitter(planes.float() / 255.0, positions[rows])
             torch.div(coloured - self.mean, self.std, out=out[rows])
         return out
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import signal
@@ -179,6 +180,15 @@ def _pinned(item: T) -> T:
         parts = (part.pin_memory() if isinstance(part, torch.Tensor) else part for part in item)
         return type(item)(*parts)
     return item
+
+
+def room_for(shape: Sequence[int]) -> torch.Tensor:
+    """An empty uint8 tensor; in a worker in shared memory, where it would be copied to when it is handed over."""
+    if torch.utils.data.get_worker_info() is None:
+        return torch.empty(tuple(shape), dtype=torch.uint8)
+    # As torch's default_collate does. numpy and share_memory_() would both copy.
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))  # type: ignore[no-untyped-call]
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(tuple(shape))
 
 
 def channels_first(images: Pixels) -> torch.Tensor:

@@ -10,14 +10,13 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from clipa.data.choice import CaptionChoice
 from clipa.data.decode import HugeImage, Pixels, decode_train
 from clipa.data.faults import Bad, Fault, Faults, Kind, tell_skipped
 from clipa.data.index import Part
-from clipa.data.loader import load
+from clipa.data.loader import load, room_for
 from clipa.data.order import Place, mixture_of
 from clipa.data.shards import Reader, ShardSet, open_shards
 from clipa.data.tokenizer import tokenizer
@@ -40,6 +39,8 @@ _EXAMPLES = 3
 class Batch(NamedTuple):
     """One rank's share of a step: images uint8 [b, 3, S, S], tokens int64 [b, L], positions in the stream int64 [b].
 
+    A pixel's three bytes lie together in memory (torch.channels_last), as decoders have them: planes are made on the
+    device (clipa.data.augment), where that is a copy in fast memory.
     The samples of `faults` could not be used, and another one stands in the place of each.
     """
 
@@ -69,22 +70,23 @@ class _TrainShare:
 
     def __call__(self, step: int) -> Batch:
         start = step * self._batch + self._first
-        images = np.empty((self._share, 3, self._size, self._size), dtype=np.uint8)
+        images = room_for((self._share, self._size, self._size, 3))
+        rows: Pixels = images.numpy()
         captions: list[str] = []
         firsts: list[Fault] = []
         for row, place in enumerate(self._mixture.at(start, start + self._share)):
-            images[row], caption, faults = self._sample(start + row, place)
+            caption, faults = self._sample(start + row, place, rows[row])
             captions.append(caption)
             firsts += faults[:1]
         return Batch(
-            torch.from_numpy(images),
+            images.permute(0, 3, 1, 2),
             _selection(self._words, self._text, self._seed)(captions, range(start, start + self._share)),
             torch.arange(start, start + self._share),
             faults=tuple(firsts),
         )
 
-    def _sample(self, position: int, place: Place) -> tuple[Pixels, str, list[Fault]]:
-        """(pixels, caption, what was wrong with the samples that stood here before)."""
+    def _sample(self, position: int, place: Place, pixels: Pixels) -> tuple[str, list[Fault]]:
+        """Fill `pixels`: (caption, what was wrong with the samples that stood here before)."""
         faults: list[Fault] = []
         while len(faults) <= _REPLACEMENTS:
             kind: Kind = "size"
@@ -94,7 +96,8 @@ class _TrainShare:
                 caption = self._choice.of(self._readers[place.dataset], place.number, sample, position)
                 kind = "image"
                 draws = Draws(self._seed, position, Purpose.CROP)
-                return decode_train(sample.image, self._image, self._size, draws, sample.key), caption, faults
+                decode_train(sample.image, self._image, draws, pixels, sample.key)
+                return caption, faults
             except DataError as error:
                 shard, key = self._readers[place.dataset].place(place.number)
                 kind = "bomb" if isinstance(error, HugeImage) else kind
@@ -176,7 +179,8 @@ def _judged(batches: Iterator[Batch], faults: Faults) -> Iterator[Batch]:
 
 
 def normalise(images: torch.Tensor, mean: tuple[float, float, float], std: tuple[float, float, float]) -> torch.Tensor:
-    """(images / 255 - mean) / std by channel: uint8 [b, 3, h, w] to float32 of the same shape, on the same device."""
+    """(images / 255 - mean) / std by channel: uint8 [b, 3, h, w] to float32 planes, on the same device."""
     shift = torch.tensor(mean, device=images.device).view(1, 3, 1, 1)
     scale = torch.tensor(std, device=images.device).view(1, 3, 1, 1)
-    return images.div(255.0).sub_(shift).div_(scale)
+    planes = torch.empty(images.shape, device=images.device)
+    return torch.div(images, 255.0, out=planes).sub_(shift).div_(scale)

@@ -7,11 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 import msgspec
 import numpy as np
 import pytest
+import simplejpeg
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from clipa.data.decode import Box, decode_eval, decode_train, random_box, scaled_cut
+from clipa.data.crop import Box, random_box, scaled_cut
+from clipa.data.decode import Pixels, decode_eval, decode_train
+from clipa.data.jpeg import ending_at
 from clipa.errors import DataError
 from clipa.reduction.draws import Draws, Purpose
 from clipa.spec.inputs import ImageInput
@@ -46,24 +49,82 @@ def draws(position: int) -> Draws:
     return Draws(3, position, Purpose.CROP)
 
 
-def by_pillow(data: bytes, position: int, size: int) -> np.ndarray:
+def trained(data: bytes, size: int, position: int = 0, image: ImageInput = SETTINGS, where: str = "key") -> Pixels:
+    pixels = np.full((size, size, 3), 77, dtype=np.uint8)
+    decode_train(data, image, draws(position), pixels, where)
+    return pixels
+
+
+def by_pillow(data: bytes, position: int, size: int, snapped: bool = True, how: str = "bicubic") -> np.ndarray:
     """The same crop, decoded in full and resized by Pillow."""
     picture = Image.open(io.BytesIO(data)).convert("RGB")
     box = random_box(picture.height, picture.width, SETTINGS, draws(position))
-    box = scaled_cut(box, picture.height, picture.width, size).box
+    box = scaled_cut(box, picture.height, picture.width, size).box if snapped else box
     crop = picture.crop((box.left, box.top, box.left + box.width, box.top + box.height))
-    return np.asarray(crop.resize((size, size), Image.Resampling.BICUBIC))
+    return np.asarray(crop.resize((size, size), Image.Resampling[how.upper()]))
 
 
 @pytest.mark.parametrize("size", [16, 32, 64, 112, 224])
 @pytest.mark.parametrize("shape", [(512, 384), (375, 500), (501, 333)])
-def test_train_pixels_are_those_of_pillow(size: int, shape: tuple[int, int]) -> None:
-    data = encoded(scene(*shape), quality=95)
+@pytest.mark.parametrize("how", ["bicubic", "bilinear"])
+def test_train_pixels_are_nearly_those_of_pillow(size: int, shape: tuple[int, int], how: str) -> None:
+    data, image = encoded(scene(*shape), quality=95), msgspec.structs.replace(SETTINGS, interpolation=how)
     for position in range(8):
-        found = decode_train(data, SETTINGS, size, draws(position), "key").transpose(1, 2, 0)
-        assert found.shape == (size, size, 3)
-        assert found.dtype == np.uint8
-        assert psnr(found, by_pillow(data, position, size)) > FLOOR
+        assert psnr(trained(data, size, position, image), by_pillow(data, position, size, how=how)) > FLOOR
+
+
+@pytest.mark.parametrize("how", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_exact_train_pixels_are_the_very_ones_of_pillow(how: str, kind: str) -> None:
+    data, image = encoded(scene(375, 500), kind), msgspec.structs.replace(SETTINGS, interpolation=how, decode="exact")
+    for position in range(8):
+        for size in (16, 112, 400):
+            expected = by_pillow(data, position, size, snapped=False, how=how)
+            assert np.array_equal(trained(data, size, position, image), expected)
+
+
+JPEGS = {
+    "plain": {}, "whole colours": {"subsampling": 0}, "4:2:2": {"subsampling": 1}, "progressive": {"progressive": True},
+    "restarts": {"restart_marker_rows": 1}, "tables after data": {"optimize": True}, "comment": {"comment": b"x" * 900},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [*JPEGS, "grey"])
+def test_rows_down_to_the_crop_are_those_of_the_whole_jpeg(kind: str) -> None:
+    picture = scene(203, 147)
+    whole = encoded(picture.convert("L") if kind == "grey" else picture, quality=90, **JPEGS.get(kind, {}))
+    for d in (1, 2, 4, 8):
+        least = {"min_height": -(-147 // d), "min_width": -(-203 // d)} if d > 1 else {}
+        expected = simplejpeg.decode_jpeg(whole, "RGB", **least)
+        for bottom in range(1, 148):
+            short = ending_at(whole, bottom + d)
+            if short is None:
+                assert bottom + d > 147 - 16
+                continue
+            data, rows = short
+            least = {"min_height": -(-rows // d), "min_width": -(-203 // d)} if d > 1 else {}
+            found = simplejpeg.decode_jpeg(data, "RGB", strict=False, **least)
+            assert found.shape[0] == -(-rows // d) < expected.shape[0]
+            assert np.array_equal(found[: -(-bottom // d)], expected[: -(-bottom // d)])
+
+
+def test_a_jpeg_is_read_no_further_than_its_crop() -> None:
+    data = encoded(scene(400, 400), quality=90)
+    top = msgspec.structs.replace(SETTINGS, crop_area=(0.2, 0.3))
+    at, box = next((n, box) for n in range(99) if (box := random_box(400, 400, top, draws(n))).top + box.height < 220)
+    place = int(0.8 * len(data))
+    spoilt = data[:place] + bytes(byte ^ 1 for byte in data[place:-300]) + data[-300:]
+    assert np.array_equal(trained(spoilt, 32, at, top), trained(data, 32, at, top)), box
+    with pytest.raises(DataError):  # nothing says what a file without an end has lost
+        trained(data[:place], 32, at, top)
+
+
+@given(st.binary(max_size=60), st.integers(0, 700), st.integers(1, 300))
+def test_a_header_that_is_none_is_left_alone(noise: bytes, place: int, rows: int) -> None:
+    short = ending_at(WHOLE[:place] + noise + WHOLE[place + len(noise) :], rows)
+    if short is not None:
+        assert len(short[0]) == len(WHOLE) or len(noise) + place > len(WHOLE)
+        assert short[1] >= rows
 
 
 @pytest.mark.parametrize("size", [16, 64, 224])
@@ -158,7 +219,7 @@ KINDS = {
 @pytest.mark.filterwarnings("error")
 def test_every_kind_gives_rgb(kind: str) -> None:
     for size in (8, 40):
-        assert decode_train(KINDS[kind], SETTINGS, size, draws(0), kind).shape == (3, size, size)
+        assert not np.all(trained(KINDS[kind], size) == 77)
         assert decode_eval(KINDS[kind], size, kind).shape == (size, size, 3)
 
 
@@ -212,7 +273,7 @@ BROKEN = {
 @pytest.mark.filterwarnings("error")
 def test_broken_images_are_our_error_and_name_the_sample(kind: str) -> None:
     with pytest.raises(DataError) as caught:
-        decode_train(BROKEN[kind], SETTINGS, 32, draws(0), "shard.tar: 00042")
+        trained(BROKEN[kind], 32, where="shard.tar: 00042")
     assert "shard.tar: 00042" in str(caught.value)
     with pytest.raises(DataError):
         decode_eval(BROKEN[kind], 32, "key")
@@ -222,7 +283,7 @@ def test_broken_images_are_our_error_and_name_the_sample(kind: str) -> None:
 def test_any_bytes_give_pixels_or_our_error(noise: bytes, at: int) -> None:
     place = at % len(WHOLE)
     try:
-        decode_train(WHOLE[:place] + noise + WHOLE[place + len(noise) :], SETTINGS, 16, draws(at), "key")
+        trained(WHOLE[:place] + noise + WHOLE[place + len(noise) :], 16, at)
     except DataError:
         pass
 
@@ -232,9 +293,9 @@ def test_an_image_is_not_written_over_by_the_next_in_this_thread_or_another(side
     # At 32 px both are decoded at 1/4; at 200 px the crop of one is the very size that is wanted.
     kinds = [encoded(scene(width, 240), quality=95) for width in (320, 260)]
     whole = msgspec.structs.replace(SETTINGS, crop_area=(1.0, 1.0), crop_ratio=(1.0, 1.0))
-    expected = [decode_train(data, whole, side, draws(0), "key").copy() for data in kinds]
-    kept = [decode_train(data, whole, side, draws(0), "key") for data in kinds]
+    expected = [trained(data, side, image=whole).copy() for data in kinds]
+    kept = [trained(data, side, image=whole) for data in kinds]
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda n: decode_train(kinds[n % 2], whole, side, draws(0), "key"), range(200)))
+        found = list(pool.map(lambda n: trained(kinds[n % 2], side, image=whole), range(200)))
     for number, pixels in enumerate([*kept, *found]):
         assert np.array_equal(pixels, expected[number % 2])

@@ -1,0 +1,71 @@
+"""Where an image is cut, and at which scale a JPEG is decoded for it: pure geometry.
+
+A crop's edges are snapped to multiples of the denominator, or the scaled image would be shifted against the unscaled
+one (31 dB instead of 42).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from clipa.reduction.draws import Draws
+from clipa.spec.inputs import ImageInput
+
+_TRIES = 10
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangle in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How an image becomes a square: decode at 1/`denominator`, cut `box` (in pixels of the full image), resize."""
+
+    box: Box
+    denominator: int
+
+
+def random_box(height: int, width: int, image: ImageInput, draws: Draws) -> Box:
+    """The random resized crop of torchvision (`RandomResizedCrop.get_params`), for an image of height x width."""
+    low, high = math.log(image.crop_ratio[0]), math.log(image.crop_ratio[1])
+    for _ in range(_TRIES):
+        area = height * width * draws.uniform(*image.crop_area)
+        ratio = math.exp(draws.uniform(low, high))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            return Box(draws.integer(height - h + 1), draws.integer(width - w + 1), h, w)
+    return _central(height, width, image.crop_ratio)
+
+
+def _central(height: int, width: int, ratio: tuple[float, float]) -> Box:
+    found = width / height
+    if found < ratio[0]:
+        w, h = width, min(height, max(1, round(width / ratio[0])))
+    elif found > ratio[1]:
+        w, h = min(width, max(1, round(height * ratio[1]))), height
+    else:
+        w, h = width, height
+    return Box((height - h) // 2, (width - w) // 2, h, w)
+
+
+def scaled_cut(box: Box, height: int, width: int, size: int) -> Cut:
+    """The largest denominator that leaves the box >= `size` pixels a side, and the box snapped to it.
+
+    Edges move by at most half a denominator (at the image's last, incomplete block by less than one): half a pixel
+    of the result. `height` and `width` are the image's.
+    """
+    for d in (8, 4, 2):
+        top, left = round(box.top / d), round(box.left / d)
+        rows = min(round((box.top + box.height) / d), height // d) - top
+        columns = min(round((box.left + box.width) / d), width // d) - left
+        if rows >= size and columns >= size:
+            return Cut(Box(top * d, left * d, rows * d, columns * d), d)
+    return Cut(box, 1)
