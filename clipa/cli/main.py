@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -10,7 +11,9 @@ from typing import Annotated
 import typer
 
 from clipa.cli import bench, cluster, convert, data, image, inspect, plan, reduce, runs, submit, sweep
-from clipa.errors import ClipaError, told
+from clipa.errors import ClipaError, StorageError, told
+
+_OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 app = typer.Typer(
     name="clipa",
@@ -67,6 +70,11 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(141)
+    except OSError as error:
+        if error.errno not in _OF_DISKS:
+            raise
+        where = str(error.filename or "a folder that this command writes to")
+        sys.exit(told(StorageError(str(error.strerror), where=where, hint="df -h; clipa data gc removes staged data")))
 
 
 if __name__ == "__main__":

@@ -130,6 +130,7 @@ def resume(
     from clipa.host import container
     from clipa.launch import control
 
+    container.require_temporary_folder()
     found = words.chosen(runs, words.everything(settle=True).statuses)
     for note in control.moved_images(found):
         show.note(note)

@@ -84,6 +84,7 @@ def _submit(
 
     settled = request.settle(what, recipe, cluster, overrides or [], from_, name, words.everything)
     settled = settled._replace(request=settled.request._replace(build=build, say=show.note))
+    container.require_temporary_folder()
     container.refuse_forgotten_gpus(settled.request.cluster)
     for note in settled.notes:
         show.note(note)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,6 +35,23 @@ def ask_to_leave(runs: Sequence[str], root: Path) -> None:
     for holder in holders:
         if holder and is_alive(holder):
             os.kill(holder.pid, signal.SIGTERM)
+
+
+def require_temporary_folder() -> None:
+    """A supervisor keeps its stop file there; without one it would die before it could say why.
+
+    Raises:
+        ConfigError: no folder for temporary files can be written, as in `docker run --read-only` without more.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        # Python's last resort is the folder where one stands, and a supervisor stands elsewhere.
+        if tempfile.gettempdir() != os.getcwd() or os.environ.get("TMPDIR"):
+            return
+    raise ConfigError(
+        "no folder for temporary files can be written, or all are full",
+        where="TMPDIR",
+        hint="docker run --tmpfs /tmp ..." if os.environ.get(IN_CONTAINER) == "1" else "TMPDIR=FOLDER",
+    )
 
 
 def refuse_forgotten_gpus(cluster: Cluster) -> None:

@@ -46,7 +46,8 @@ def starter(plan: Plan, note: Callable[[str], None]) -> Start:
     """What starts a rank of this plan: as it is, or in its container. `note` is told what the engine does not grant."""
     pinned = plan.container
     if pinned is None:
-        return lambda argv, env, _at, out: Child(argv, env, out, out.with_suffix(".err"))
+        caches = writable_caches(plan.cache)
+        return lambda argv, env, _at, out: Child(argv, {**caches, **env}, out, out.with_suffix(".err"))
     limits, refused = granted(pinned)
     if refused:
         note(refused)
@@ -66,6 +67,22 @@ def starter(plan: Plan, note: Callable[[str], None]) -> Start:
         return ContainedChild(pinned, command.argv, command.env, out, out.with_suffix(".err"))
 
     return start
+
+
+def writable_caches(cache: str) -> dict[str, str]:
+    """Other places for what torch.compile keeps, where the environment names such that cannot be written: the image's
+    /cache under `docker run --read-only`, or as another user has left it.
+    """
+    named = {name: os.environ[name] for name in runtime.COMPILED if name in os.environ}
+    return {name: f"{cache}/{runtime.COMPILED[name]}" for name, place in named.items() if not _can_be_written(place)}
+
+
+def _can_be_written(place: str) -> bool:
+    try:
+        os.makedirs(place, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(place, os.W_OK | os.X_OK)
 
 
 def _job() -> str:

@@ -20,7 +20,7 @@ from clipa.host import bad_nodes, render
 from clipa.host.attempt import Attempt, Leaving, Place, guarded
 from clipa.host.decide import Verdict, is_done
 from clipa.host.meeting import Reservation
-from clipa.host.supervisor import close, read_plan
+from clipa.host.supervisor import close
 from clipa.registry import events, records
 from clipa.registry.run_dir import RunDir
 from clipa.slurm.nodelist import expand
@@ -97,7 +97,7 @@ class Node:
         self.submission = submission
         self.job = job
         self.leaving = leaving
-        self.plan = read_plan(run)
+        self.plan = records.read_plan(run)
 
     def execute(self) -> int:
         """Exit code: 0 done, or a part of it is; else not."""

@@ -88,10 +88,10 @@ def _caches(rank: Rank) -> dict[str, str]:
     """What torch.compile keeps from run to run."""
     if not rank.cache:
         return {}
-    return {name: f"{rank.cache}/{folder}" for name, folder in _COMPILED.items()}
+    return {name: f"{rank.cache}/{folder}" for name, folder in COMPILED.items()}
 
 
-_COMPILED = {"TORCHINDUCTOR_CACHE_DIR": "torchinductor", "TRITON_CACHE_DIR": "triton"}
+COMPILED = {"TORCHINDUCTOR_CACHE_DIR": "torchinductor", "TRITON_CACHE_DIR": "triton"}
 
 
 def _mounts(pinned: Pinned, rank: Rank) -> list[Mount]:

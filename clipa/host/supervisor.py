@@ -6,16 +6,11 @@ import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import msgspec
-
-from clipa.errors import LaunchError
 from clipa.host.attempt import Attempt, Leaving, guarded
 from clipa.host.decide import Trace, decide, is_done, trace_of
 from clipa.registry import events, records
 from clipa.registry.liveness import own_identity
 from clipa.registry.run_dir import RunDir
-from clipa.spec import plan as plans
-from clipa.spec.plan import Plan
 
 
 class Task(NamedTuple):
@@ -76,7 +71,7 @@ class Supervisor:
             before = run.id
 
     def _run(self, run: RunDir, submission: int) -> bool:
-        plan = read_plan(run)
+        plan = records.read_plan(run)
         if stop := records.asked_to_cancel(run, submission):
             return close(run, submission, "cancelled", f"cancelled by {stop.by}")
         if self.leaving.reason:
@@ -113,15 +108,3 @@ def close(run: RunDir, attempt: int, outcome: str, why: str) -> bool:
     writer.write(events.Ended, outcome=outcome, final=True, error=why)
     writer.close()
     return False
-
-
-def read_plan(run: RunDir) -> Plan:
-    """The plan of a run.
-
-    Raises:
-        LaunchError: it cannot be read.
-    """
-    try:
-        return plans.decode(run.plan.read_bytes())
-    except (OSError, msgspec.MsgspecError) as error:
-        raise LaunchError(f"the plan cannot be read: {error}", where=str(run.plan)) from error

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Sequence
 from clipa.errors import LaunchError
 from clipa.host import bad_nodes
 from clipa.host.conclude import Doing, conclude, doing_of, write_end
-from clipa.host.supervisor import read_plan
 from clipa.launch import snapshot
 from clipa.launch.only_one import only_one
 from clipa.launch.submit import submit_slurm
@@ -115,7 +114,7 @@ def children_of(run: RunDir) -> list[RunDir]:
     for other in run_dirs(run.path.parent):
         if other.id != run.id:
             with contextlib.suppress(Exception):
-                if read_plan(other).parent == run.id:
+                if records.read_plan(other).parent == run.id:
                     found.append(other)
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from clipa.registry import events, records
 from clipa.registry.liveness import is_alive
 from clipa.registry.run_dir import RunDir
 from clipa.registry.state import RunStatus, State
+from clipa.spec.plan import Plan
 
 _MARGIN_S = 15.0
 PATIENCE_S = 75.0
@@ -54,7 +56,8 @@ def cancel(runs: Sequence[RunStatus], patience: float = PATIENCE_S) -> list[RunS
     _close_unheld(roots, wanted)
     for run in runs:  # a supervisor that was killed left its containers behind
         if run.state is not State.DONE:
-            containers.remove_all(create.read_plan(Path(run.root) / run.run))
+            with contextlib.suppress(LaunchError):  # of a plan that cannot be read, nothing more can be said
+                containers.remove_all(_plan(run))
     everything = {run.run for run in runs}
     return [s for s in look(roots).statuses if s.run in everything]
 
@@ -62,9 +65,13 @@ def cancel(runs: Sequence[RunStatus], patience: float = PATIENCE_S) -> list[RunS
 def _leave_s(run: RunStatus) -> float:
     """Seconds that the processes of a run get to save: those of a large model need more than others."""
     try:
-        return create.read_plan(Path(run.root) / run.run).limits.leave_s
-    except records.UNREADABLE:
+        return _plan(run).limits.leave_s
+    except LaunchError:
         return 0.0
+
+
+def _plan(run: RunStatus) -> Plan:
+    return records.read_plan(RunDir(Path(run.root) / run.run))
 
 
 def _end(run: RunDir) -> None:
@@ -109,7 +116,7 @@ def resume(runs: Sequence[RunStatus]) -> list[RunStatus]:
                 first = next(i for i, s in enumerate(everything) if s.run in asked and _resumable(s))
                 again = [s for s in everything[first:] if _resumable(s)]
                 paths = [Path(s.root) / s.run for s in again]
-                plans = [create.read_plan(path) for path in paths]
+                plans = [records.read_plan(RunDir(path)) for path in paths]
                 pin.check(plan.container for plan in plans)
                 jobs = {s.run: s.job for s in everything if s.state.is_live and s.job}
                 tasks = create.resume(paths, jobs)
@@ -120,7 +127,7 @@ def resume(runs: Sequence[RunStatus]) -> list[RunStatus]:
 
 def moved_images(runs: Sequence[RunStatus]) -> list[str]:
     """What is to be said about the images of runs that will be resumed: tags that have moved since."""
-    return pin.moved(create.read_plan(Path(s.root) / s.run).container for s in runs if _resumable(s))
+    return pin.moved(_plan(s).container for s in runs if _resumable(s))
 
 
 def _resumable(status: RunStatus) -> bool:

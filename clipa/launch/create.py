@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from clipa.errors import LaunchError
+from clipa.errors import LaunchError, StorageError
 from clipa.host.supervisor import Task
 from clipa.launch import carry_on, pin
 from clipa.launch.prepare import Prepared
@@ -30,17 +31,27 @@ def create(prepared: Prepared, places: Mapping[str, Element] | None = None) -> l
     """Write the folders of new runs, the plan last: a folder without a plan is no run yet.
 
     `places`: run -> its place in a job array.
+
+    Raises:
+        StorageError: the run root is full. None of the folders stays, whatever the error.
     """
-    runs = []
-    for plan in prepared.plans:
-        run = RunDir(Path(plan.run_root) / plan.run)
-        for digest in {data.manifest for data in plan.datasets}:
-            write_whole(run.manifest(digest), manifests.encode(prepared.manifests[digest]))
-        provenance.write(run)
-        pin.record(run, plan)
-        records.write_intent(run, FIRST, FIRST, "submit", (places or {}).get(plan.run))
-        write_whole(run.plan, plans.encode(plan))
-        runs.append(run)
+    runs = [RunDir(Path(plan.run_root) / plan.run) for plan in prepared.plans]
+    try:
+        for run, plan in zip(runs, prepared.plans, strict=True):
+            for digest in {data.manifest for data in plan.datasets}:
+                write_whole(run.manifest(digest), manifests.encode(prepared.manifests[digest]))
+            provenance.write(run)
+            pin.record(run, plan)
+            records.write_intent(run, FIRST, FIRST, "submit", (places or {}).get(plan.run))
+            write_whole(run.plan, plans.encode(plan))
+    except BaseException as error:
+        for run in runs:
+            shutil.rmtree(run.path, ignore_errors=True)
+        if not isinstance(error, OSError):
+            raise
+        root = prepared.plans[0].run_root
+        why = error.strerror or error
+        raise StorageError(f"a run cannot be written: {why}", where=root, hint=f"df -h {root}") from error
     remember(Path(prepared.plans[0].run_root))
     return runs
 
@@ -127,7 +138,7 @@ def resume(run_paths: Sequence[Path], live: Mapping[str, str] | None = None) -> 
     `live`: SLURM's jobs of runs that go on already. Points of a sweep are job arrays again.
     """
     tasks = []
-    the_plans = [read_plan(path) for path in run_paths]
+    the_plans = [records.read_plan(RunDir(path)) for path in run_paths]
     again = [plan for plan in the_plans if plan.slurm is not None]
     places = arrays.elements(again, f"r{os.urandom(2).hex()}n", live or {}) if len(again) > 1 else {}
     for path in run_paths:
@@ -136,8 +147,3 @@ def resume(run_paths: Sequence[Path], live: Mapping[str, str] | None = None) -> 
         records.write_intent(run, attempt, attempt, "resume", places.get(run.id))
         tasks.append(Task(str(path), attempt))
     return tasks
-
-
-def read_plan(path: Path) -> Plan:
-    """The plan of a run that was read before."""
-    return plans.decode(RunDir(path).plan.read_bytes())

@@ -76,12 +76,17 @@ def with_data(pinned: Pinned | None, plan: Plan) -> Pinned | None:
 
 
 def record(run: RunDir, plan: Plan) -> None:
-    """Write provenance/image.json, and the code that goes before the image's own."""
+    """Write provenance/image.json, and the code that goes before the image's own.
+
+    Raises:
+        InputError: that code has changed since the plan was made.
+    """
     if plan.container is None:
         return
     write_whole(run.provenance / "image.json", msgspec.json.format(msgspec.json.encode(plan.container), indent=2))
-    if plan.container.code:
-        snapshot.take(Path(plan.run_root))
+    if plan.container.code and str(snapshot.take(Path(plan.run_root))) != plan.container.code:
+        raise InputError("clipa's own code has changed while this was submitted", where=plan.container.code,
+                         hint="the same command again")  # fmt: skip
 
 
 def pinned_by(plans: Iterable[Plan]) -> set[str]:

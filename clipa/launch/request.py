@@ -15,6 +15,8 @@ from clipa.launch.folders import folders
 from clipa.launch.look import look
 from clipa.launch.only_one import only_one
 from clipa.launch.prepare import Prepared, Request, check_init, kind_of, needs_weights, prepare, select_phases
+from clipa.registry import records
+from clipa.registry.run_dir import RunDir
 from clipa.registry.scan import Scan
 from clipa.registry.state import RunStatus, State
 from clipa.spec import catalog
@@ -107,7 +109,7 @@ def _known(request: Request) -> list[RunStatus]:
 
 def _again(request: Request, known: list[RunStatus]) -> Submission:
     """A name that was used before means that work: it is reported, or picked up where a dead machine left it."""
-    plan = create.read_plan(Path(known[0].root) / known[0].run)
+    plan = records.read_plan(RunDir(Path(known[0].root) / known[0].run))
     wanted = (request.recipe.digest, request.cluster.name, request.phases)
     if wanted != (plan.recipe_digest, plan.cluster, tuple(s.phase for s in known if s.kind != "stage")):
         raise InputError(
@@ -126,7 +128,7 @@ def _again(request: Request, known: list[RunStatus]) -> Submission:
 def _resume(known: list[RunStatus]) -> None:
     again = [s for s in known if s.state is not State.DONE]
     paths = [Path(s.root) / s.run for s in again]
-    plans = [create.read_plan(path) for path in paths]
+    plans = [records.read_plan(RunDir(path)) for path in paths]
     pin.check(plan.container for plan in plans)
     create.start(create.resume(paths), plans)
 

@@ -19,7 +19,9 @@ from clipa.launch.look import look
 from clipa.launch.only_one import only_one
 from clipa.launch.prepare import Prepared, Request, prepare
 from clipa.launch.request import Submission
+from clipa.registry import records
 from clipa.registry.jobs import Element
+from clipa.registry.run_dir import RunDir
 from clipa.registry.scan import Scan
 from clipa.registry.state import RunStatus, State
 from clipa.slurm import arrays
@@ -205,7 +207,7 @@ def _known(run_root: Path, name: str) -> list[RunStatus]:
 
 
 def _require_same(sweep: Sweep, known: Sequence[RunStatus]) -> None:
-    plans = [create.read_plan(Path(s.root) / s.run) for s in known]
+    plans = [records.read_plan(RunDir(Path(s.root) / s.run)) for s in known]
     there = {(plan.point, plan.recipe_digest, plan.phase) for plan in plans if plan.kind != "stage"}
     wanted = {
         (p, r.recipe.digest, phase) for p, r in zip(sweep.points, sweep.requests, strict=True) for phase in r.phases

@@ -18,9 +18,8 @@ from clipa.errors import ClipaError
 from clipa.host.conclude import Doing, conclude, doing_of, write_end
 from clipa.host.decide import is_done
 from clipa.host.node import own_id
-from clipa.host.supervisor import read_plan
 from clipa.launch import carry_on
-from clipa.registry import events
+from clipa.registry import events, records
 from clipa.registry.jobs import Job
 from clipa.registry.liveness import Identity, is_alive
 from clipa.registry.run_dir import RunDir
@@ -35,7 +34,7 @@ class Tail:
 
     def __init__(self, run: RunDir, first: int, submission: int, job: str, restart: int) -> None:
         self.run = run
-        self.plan: Plan = read_plan(run)
+        self.plan: Plan = records.read_plan(run)
         self.attempt = first + restart
         self.submission = submission
         self.job = job

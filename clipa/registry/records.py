@@ -1,4 +1,4 @@
-"""The two small records that people's commands leave in a run: the intent to start it, the request to stop it."""
+"""A run's plan, and the two records that commands leave in it: the intent to start it, the request to stop it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from typing import Literal
 
 import msgspec
 
+from clipa.errors import LaunchError
 from clipa.registry.jobs import Element
 from clipa.registry.liveness import Identity, own_identity
 from clipa.registry.run_dir import RunDir, write_whole
-from clipa.spec.plan import Record
+from clipa.spec import plan as plans
+from clipa.spec.plan import Plan, Record
 
 SCHEMA = 1
 UNREADABLE = (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
@@ -42,6 +44,18 @@ class Stop(Record, frozen=True, kw_only=True):
     by: str
     t: float
     schema: int = SCHEMA
+
+
+def read_plan(run: RunDir) -> Plan:
+    """The plan of a run.
+
+    Raises:
+        LaunchError: it cannot be read.
+    """
+    try:
+        return plans.decode(run.plan.read_bytes())
+    except UNREADABLE as error:
+        raise LaunchError(f"the plan cannot be read: {error}", where=str(run.plan)) from error
 
 
 def write_intent(

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import shlex
+import tempfile
+from pathlib import Path
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipa.host import runtime
+from clipa.errors import ConfigError
+from clipa.host import container, containers, runtime
 from clipa.spec.container import Container, Mount, Pinned, parse_mount
 from clipa.spec.load import load_cluster
 
@@ -138,3 +141,23 @@ def test_a_bad_table_is_refused(tmp_path: object, line: str, said: str) -> None:
     profile.write_text(f"[container]\n{line}\n")
     with pytest.raises(ConfigError, match=said):
         load_cluster(profile)
+
+
+def test_caches_that_cannot_be_written_are_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "file" / "triton"))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "made"))
+    assert containers.writable_caches("/c") == {"TRITON_CACHE_DIR": "/c/triton"}
+    monkeypatch.delenv("TRITON_CACHE_DIR")
+    assert containers.writable_caches("/c") == {}, "what nobody names has torch's own place"
+
+
+def test_a_folder_for_temporary_files_is_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    container.require_temporary_folder()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("TMPDIR", raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # where Python ends when no other can be written
+    monkeypatch.setenv("CLIPA_IN_CONTAINER", "1")
+    with pytest.raises(ConfigError, match="--tmpfs /tmp"):
+        container.require_temporary_folder()
