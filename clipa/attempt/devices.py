@@ -68,6 +68,9 @@ class Ranks(NamedTuple):
 def joined(world: World, patience_minutes: float = 0.0) -> Iterator[Ranks]:
     """Join the processes of an attempt (env:// rendezvous of torch.distributed), and part at the end.
 
+    Not after an error: NCCL finishes what is under way before it parts (torch's pull request 141510), which never comes
+    where other ranks are elsewhere; torchtitan does not either (its pull request 1342).
+
     Args:
         world: the processes.
         patience_minutes: how long a rank may wait for another; 0: torch's default (10 minutes for NCCL, 30 for gloo).
@@ -87,10 +90,8 @@ def joined(world: World, patience_minutes: float = 0.0) -> Iterator[Ranks]:
     # What ranks say about files, clocks and checkpoints goes over the CPU: no word of it may wait for a GPU.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, rank=rank, world_size=count, timeout=patience)
-    try:
-        yield Ranks(rank, count, device)
-    finally:
-        dist.destroy_process_group()
+    yield Ranks(rank, count, device)
+    dist.destroy_process_group()
 
 
 def _device(world: World) -> torch.device:
@@ -102,6 +103,7 @@ def _device(world: World) -> torch.device:
             where=f"torch {torch.__version__}",
             hint="install the CUDA build of torch, or use a cluster profile with gpus = 0",
         )
+    # The older names: they set the newer ones too, where Inductor of torch 2.9 to 2.12 refuses these set by themselves.
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cudnn.allow_tf32 = True
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))

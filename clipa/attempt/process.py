@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import msgspec
 
@@ -64,6 +64,19 @@ def run_process(name: str, kinds: Sequence[str], work: Callable[[Session], int])
         return 1
     _last_words(session, "stopped" if code == RESUMABLE else "done", "")
     return code
+
+
+def leave(code: int) -> NoReturn:
+    """End the process; after a failure at once, so that nothing holds it which waits for other ranks.
+
+    The end of the interpreter tears down NCCL's communicators, and that hangs where a rank has died or has gone another
+    way: the supervisor would not see that this one has failed.
+    """
+    if code in (0, RESUMABLE):
+        sys.exit(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _open(run: RunDir, attempt: int, kinds: Sequence[str]) -> Session:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-
 from clipa.attempt.devices import Ranks, joined, precision_of
-from clipa.attempt.process import RESUMABLE, Session, run_process
+from clipa.attempt.process import RESUMABLE, Session, leave, run_process
 from clipa.attempt.pulse import Pulse, patience_of
 from clipa.attempt.weights import read_tensors, resolve
 from clipa.data.loader import start_server
@@ -60,4 +58,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import sys
+import os
 
 from clipa.attempt.devices import joined
-from clipa.attempt.process import Session, run_process
+from clipa.attempt.process import Session, leave, run_process
 from clipa.attempt.pulse import patience_of
 from clipa.data.loader import start_server
 from clipa.train.trainer import Trainer
@@ -15,6 +15,9 @@ def main() -> int:
     """Entry of the module."""
 
     def work(session: Session) -> int:
+        if getattr(session.plan.settings, "deterministic", False):
+            # cuBLAS reads it when CUDA begins; until torch 2.9 deterministic algorithms refuse to go on without it.
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         if session.plan.world.loader_workers:
             start_server()
         with joined(session.plan.world, patience_of(session.plan.limits)) as ranks:
@@ -24,4 +27,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -23,13 +23,13 @@ def norms(model: nn.Module) -> Norms:
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
             of.get(name.partition(".")[0], of[""]).append(parameter.grad)
-    image, text, rest = (_norm(grads) for grads in of.values())
     device = next(model.parameters()).device
-    return Norms(image.to(device), text.to(device), torch.stack([image, text, rest]).norm())
+    image, text, rest = (_norm(grads, device) for grads in of.values())
+    return Norms(image, text, torch.stack([image, text, rest]).norm())
 
 
-def _norm(grads: list[torch.Tensor]) -> torch.Tensor:
+def _norm(grads: list[torch.Tensor], device: torch.device) -> torch.Tensor:
     if not grads:
-        return torch.zeros(())
+        return torch.zeros((), device=device)  # torch's own is on the CPU
     norm = torch.nn.utils.get_total_norm(grads)
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
