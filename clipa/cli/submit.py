@@ -93,6 +93,8 @@ def _submit(
         show.dry_run(prepared, json)
         return
     submission = request.submit(settled.request)
+    if lost := container.forgotten_volume(Path(submission.root)):
+        show.note(lost)
     holds = container.ends_with_us()
     show.submitted(submission, json, holds)
     if wait or holds:

@@ -54,6 +54,13 @@ def require_temporary_folder() -> None:
     )
 
 
+def forgotten_volume(run_root: Path) -> str:
+    """A remark on runs that nobody will find again: those in a container's own file system; empty where they stay."""
+    if os.environ.get(IN_CONTAINER) != "1" or os.stat(run_root).st_dev != os.stat("/").st_dev:
+        return ""
+    return f"{run_root} is in this container, and goes with it: docker run -v RUNS:{run_root} ... keeps the runs"
+
+
 def refuse_forgotten_gpus(cluster: Cluster) -> None:
     """Nobody starts the CUDA image to train on a CPU by accident.
 

@@ -13,6 +13,7 @@ import msgspec
 from clipa.errors import ConfigError, InputError
 from clipa.image import context, reference
 from clipa.launch import snapshot
+from clipa.registry import local_disk
 from clipa.registry.run_dir import RunDir, write_whole
 from clipa.spec.cluster import Cluster
 from clipa.spec.container import Container, Mount, Pinned, parse_mount
@@ -55,6 +56,8 @@ def pin(cluster: Cluster, run_root: Path, cache: Path, say: Say, may_build: bool
         pinned = _of_engine(cluster, settings, where, run_root, say if may_build else None)
     else:
         pinned = _of_registry(settings, where, run_root, say)
+    if cluster.nodes > 1 and pinned.kind == "file" and (disk := local_disk.kind_of(Path(pinned.identity))):
+        say(f"{pinned.identity} is on a disk of this machine ({disk}); every node must find it under this path")
     return msgspec.structs.replace(pinned, mounts=_mounts(settings, run_root, cache, where))
 
 
@@ -219,13 +222,15 @@ def _of_engine(cluster: Cluster, settings: Container, where: str, run_root: Path
 
     docker = engine.connect()
     found = docker.find(settings.image) if settings.image != "latest" else next(iter(docker.images()), None)
-    if found is None and builds:
+    is_local = cluster.backend == "local"
+    if found is None and builds and is_local:
         found = _build(docker, settings, builds)
     if found is None:
+        or_build = "   or: clipa submit ... --build" if is_local else ", then: clipa image push"
         raise ConfigError(f"there is no image {settings.image} here", where=f"{where}.image",
-                          hint=f"{_command(settings)}   or: clipa submit ... --build")  # fmt: skip
+                          hint=f"{_command(settings)}{or_build}")  # fmt: skip
     digest = next(iter(found.digests), "")
-    if not digest and cluster.backend != "local":
+    if not digest and not is_local:
         raise ConfigError(
             f"the image {settings.image} is on this machine alone, and other nodes cannot start it",
             where=f"{where}.image",

@@ -19,6 +19,9 @@ _NETWORK = frozenset((
 """File systems that other hosts write too. Everything in user space (`fuse.sshfs`, `fuse.glusterfs`) counts as one."""
 
 
+_LOCAL = frozenset(("btrfs", "ext2", "ext3", "ext4", "f2fs", "overlay", "ramfs", "tmpfs", "xfs"))
+
+
 def cache_folder() -> Path:
     """The user's cache folder, or a private one under a temporary directory where that is on a network file system.
 
@@ -39,6 +42,15 @@ def cache_folder() -> Path:
         if not is_network(filesystem_of(Path(place), mounts)):
             return private_folder(Path(place))
     raise OSError("every temporary directory is on a network file system")
+
+
+def kind_of(path: Path) -> str:
+    """The type of the file system of a path where it is one that no other host can see; else empty."""
+    try:
+        found = filesystem_of(path, Path("/proc/mounts").read_text(errors="surrogateescape"))
+    except OSError:
+        return ""
+    return found if found in _LOCAL else ""
 
 
 def is_network(filesystem: str) -> bool:

@@ -155,6 +155,15 @@ def test_a_missing_image_is_refused_with_the_command(project: Project) -> None:
     assert not [path for path in (project.folder / "runs").iterdir() if (path / "plan.json").exists()]
 
 
+def test_an_image_of_this_machine_alone_is_refused_for_a_cluster(project: Project, image: str) -> None:
+    site = "nodes = 2\ngpus = 0\nprocesses = 1\n[slurm]\ntime = 10\ncpus = 2\n"
+    for name, said in ((image, "on this machine alone"), ("clipa:nobody", "there is no image")):
+        (project.folder / "here.toml").write_text(f'backend = "slurm"\n{site}[container]\nimage = "{name}"\n')
+        refusal = project.run("submit", "pretrain", "demo", "--build", code=2)  # never for minutes, and then in vain
+        assert said in refusal
+        assert "clipa image push" in refusal
+
+
 def test_a_mount_is_checked_before_anything_is_queued(project: Project, image: str) -> None:
     project.profile(f'image = "{image}"\nmounts = ["/no/such/folder"]\n')
     said = project.run("submit", "pretrain", "demo", code=2)

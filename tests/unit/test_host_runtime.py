@@ -161,3 +161,11 @@ def test_a_folder_for_temporary_files_is_wanted(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("CLIPA_IN_CONTAINER", "1")
     with pytest.raises(ConfigError, match="--tmpfs /tmp"):
         container.require_temporary_folder()
+
+
+def test_runs_in_the_container_itself_are_remarked_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLIPA_IN_CONTAINER", "1")
+    assert "-v RUNS:/" in container.forgotten_volume(Path("/"))
+    assert container.forgotten_volume(Path("/proc")) == "", "another file system"
+    monkeypatch.delenv("CLIPA_IN_CONTAINER")
+    assert container.forgotten_volume(Path("/")) == ""
