@@ -155,7 +155,7 @@ def _require_unchanged(store: Store, shard: Shard) -> None:
 
 
 def _hopeless(store: Store, shard: Shard, wanted: Pinned, once: _Once, always: bool) -> StorageError:
-    names = {"sha256": "SHA-256", "xxh3": "XXH3", "md5": "MD5", "etag": "ETag"}
+    names = {"sha256": "SHA-256", "xxh3": "XXH3", "md5": "MD5", "etag": "ETag", "crc32c": "CRC32C"}
     word = names.get(wanted.kind, "tar structure")
     hint = (
         "the object is not what was pinned: write it again, and index the dataset again"

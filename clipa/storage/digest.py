@@ -1,11 +1,13 @@
-"""What proves that bytes are a shard's: the cheapest digest that its manifest or its store has. The one door to xxhash.
+"""What proves that bytes are a shard's: the cheapest digest that its manifest or its store has. The one door to xxhash
+and to google-crc32c, which comes with gcsfs.
 
-CPU seconds per GiB on one core of an AMD EPYC: XXH3 0.02, SHA-256 0.55, MD5 1.27.
+CPU seconds per GiB on one core of an AMD EPYC: XXH3 0.02, CRC32C 0.08, SHA-256 0.55, MD5 1.27.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
@@ -52,10 +54,27 @@ def xxh3() -> Hasher:
     return xxhash.xxh3_128()
 
 
+class _Crc32c:
+    """CRC32C, which GCS has of every object, also of composed ones that have no MD5."""
+
+    def __init__(self) -> None:
+        import google_crc32c
+
+        self._extend = google_crc32c.extend
+        self._value = 0
+
+    def update(self, chunk: bytes | memoryview, /) -> None:
+        self._value = self._extend(self._value, bytes(chunk))
+
+    def hexdigest(self) -> str:
+        return f"{self._value:08x}"
+
+
 _KINDS: dict[str, Callable[[], Hasher]] = {
     "xxh3": xxh3,
     "sha256": hashlib.sha256,
     "md5": lambda: hashlib.md5(usedforsecurity=False),
+    "crc32c": _Crc32c,
 }
 _NOTHING = Pinned("", "")
 
@@ -65,7 +84,7 @@ def pinned(shard: Shard, check: Check = "auto") -> Pinned:
     if check == "size":
         return _NOTHING
     kind, _, value = shard.digest.partition(":")
-    if kind in _KINDS and value:
+    if kind in _KINDS and value and (kind != "crc32c" or importlib.util.find_spec("google_crc32c")):
         return Pinned(kind, value.lower(), (_KINDS[kind],))
     if shard.sha256:
         return Pinned("sha256", shard.sha256.lower(), (hashlib.sha256,))

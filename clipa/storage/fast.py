@@ -99,6 +99,8 @@ class FastStore(Store):
 
     def entry(self, name: str) -> Entry:
         """Size and version of an object now."""
+        if self.scheme not in _TELL_ALL:
+            return super().entry(name)
         import obstore
 
         try:
@@ -119,8 +121,8 @@ class FastStore(Store):
         return True
 
     def _told(self, name: str, meta: Any) -> Entry:
-        """What fsspec tells of the same object. Only S3 and HTTP have no more to tell than size and ETag."""
-        if self.scheme not in ("s3", "s3a", "http", "https") or not meta["e_tag"]:
+        """What fsspec tells of the same object."""
+        if not meta["e_tag"]:
             raise StorageError("it does not tell enough", where=self._shown(name))
         return Entry(name, int(meta["size"]), str(meta["e_tag"]).strip('"'))
 
@@ -139,7 +141,7 @@ class FastStore(Store):
                         self._works = True
                         yield piece
                 except Exception as error:
-                    self._require_same(error, name)
+                    self._require_same(error, name, version)
                     self._fail(error)
             if at < size:
                 # Ranged: with patience, and with errors that say what is wrong.
@@ -188,8 +190,10 @@ class FastStore(Store):
         import obstore
 
         wanted: dict[str, Any] = {"range": (start, end)}
-        if is_etag(version):
+        if is_etag(version) or (self.scheme in _AZURE and version):
             wanted["if_match"] = f'"{version}"'
+        elif self.scheme in _GCS and version.isdecimal():
+            wanted["version"] = version
         at = start
         for piece in obstore.get(self._far, self._key(name), options=wanted).stream(min_chunk_size=_PIECE):
             at += len(piece)
@@ -212,8 +216,13 @@ class FastStore(Store):
             said = self.translated(error, self.url).what
             print(f"obstore is not used any more for {self.url}: {said}", file=sys.stderr, flush=True)
 
-    def _require_same(self, error: Exception, name: str) -> None:
-        if type(error).__name__ == "PreconditionError" or (isinstance(error, Unexpected) and error.status == 412):
+    def _require_same(self, error: Exception, name: str, version: str) -> None:
+        changed = type(error).__name__ == "PreconditionError"
+        changed = changed or (isinstance(error, Unexpected) and error.status == 412)
+        if self.scheme not in _TELL_ALL and (changed or isinstance(error, FileNotFoundError)):
+            # GCS does not find a generation that is gone; Azure's 412 may also be of a blob that is.
+            changed = self.entry(name).version != version
+        if changed:
             raise Changed(
                 "it is no longer the version that is pinned",
                 where=self._shown(name),
@@ -289,17 +298,52 @@ def _s3(store: Store) -> Any:
 def _gcs(store: Store) -> Any:
     from obstore.store import GCSStore
 
-    if store.source.endpoint or store.source.requester_pays:
-        raise StorageError("its options are read by gcsfs")
-    given = {"skip_signature": True} if store.source.anonymous else {}
-    return GCSStore(store.bucket, client_options=_CLIENT, retry_config=_RETRY, **given)
+    source, endpoint = store.source, options.endpoint_of(store.source)
+    if source.requester_pays:
+        raise StorageError("requester_pays is read by gcsfs")
+    given: dict[str, Any] = {"base_url": endpoint} if endpoint else {}
+    if source.anonymous:
+        given["skip_signature"] = True
+    elif options.is_emulated(source):
+        given["bearer_token"] = "none"  # noqa: S105  (it asks for none, but obstore writes nothing without one)
+    else:
+        given.update(_google_credentials())
+    client = {**_CLIENT, "allow_http": endpoint.startswith("http://")}
+    return GCSStore(store.bucket, client_options=client, retry_config=_RETRY, **given)
+
+
+def _google_credentials() -> dict[str, Any]:
+    """Credentials as gcsfs finds them: Google's own search, else none, for a public bucket."""
+    import google.auth
+    from google.auth.exceptions import DefaultCredentialsError
+    from obstore.auth.google import GoogleCredentialProvider
+
+    try:
+        found, _ = google.auth.default(scopes=["https://www.googleapis.com/auth/devstorage.read_write"])
+    except DefaultCredentialsError:
+        return {"skip_signature": True}
+    return {"credential_provider": GoogleCredentialProvider(found)}
 
 
 def _azure(store: Store) -> Any:
     from obstore.store import AzureStore
 
-    given = {"skip_signature": True} if store.source.anonymous else {}
-    return AzureStore(store.bucket, client_options=_CLIENT, retry_config=_RETRY, **given)
+    account = options.azure_account(store.source)
+    given: dict[str, Any] = {"account_name": account.name}
+    if account.endpoint:
+        given["endpoint"] = account.endpoint
+    if store.source.anonymous:
+        given["skip_signature"] = True
+    elif account.key:
+        given["account_key"] = account.key
+    elif account.sas:
+        given["sas_key"] = account.sas
+    else:
+        from obstore.auth.azure import AzureCredentialProvider
+
+        given["credential_provider"] = AzureCredentialProvider()
+    client = {**_CLIENT, "allow_http": account.endpoint.startswith("http://")}
+    return AzureStore(store.bucket, client_options=client, retry_config=_RETRY, **given)
 
 
 def _http(store: Store) -> Any:
@@ -309,14 +353,14 @@ def _http(store: Store) -> Any:
     return HTTPStore.from_url(store.address, client_options=client, retry_config=_RETRY)
 
 
+_GCS, _AZURE = ("gs", "gcs"), ("az", "abfs", "abfss")
+_TELL_ALL = ("s3", "s3a", "http", "https")
+"""Stores that have no more to tell of an object than its size and ETag."""
 _MAKERS: dict[str, Callable[[Store], Any]] = {
     "s3": _s3,
     "s3a": _s3,
-    "gs": _gcs,
-    "gcs": _gcs,
-    "az": _azure,
-    "abfs": _azure,
-    "abfss": _azure,
+    **dict.fromkeys(_GCS, _gcs),
+    **dict.fromkeys(_AZURE, _azure),
     "http": _http,
     "https": _http,
 }

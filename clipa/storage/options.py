@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from clipa.errors import InputError
 from clipa.spec.cluster import Dataset
 from clipa.storage.pattern import redacted
 
+EMULATOR = "STORAGE_EMULATOR_HOST"
+_ACCOUNT = re.compile(r"abfss?://[^/@]+@([^/.]+)\.")
+_PROXIED = {"trust_env": True}
+"""aiohttp looks at HTTP_PROXY, HTTPS_PROXY and NO_PROXY only when it is told to."""
 _NEVER_CACHED = {"use_listings_cache": False, "skip_instance_cache": True}
 
 
@@ -18,9 +23,59 @@ def scheme_of(url: str) -> str:
     return url.partition("://")[0] if "://" in url else "file"
 
 
+_ENDPOINTS = {
+    "s3": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
+    "s3a": ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
+    "gs": (EMULATOR,),
+    "gcs": (EMULATOR,),
+}
+"""Where boto3 and Google's clients look for an endpoint."""
+
+
 def endpoint_of(source: Dataset) -> str:
-    """The endpoint of an S3 dataset: its own, or that of the environment, as boto3 reads it."""
-    return source.endpoint or os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or ""
+    """The endpoint of an S3 or GCS dataset: its own, or that of the environment."""
+    variables = _ENDPOINTS.get(scheme_of(source.url), ())
+    found = source.endpoint or next((os.environ[name] for name in variables if os.environ.get(name)), "")
+    return found if not found or "://" in found else f"http://{found}"
+
+
+def is_emulated(source: Dataset) -> bool:
+    """Whether GCS is an emulator's, which knows no credentials."""
+    return not source.endpoint and bool(endpoint_of(source))
+
+
+class Account(NamedTuple):
+    """An account of Azure's blob storage, and what there is to open it; `endpoint` where it is not Azure's own."""
+
+    name: str
+    key: str
+    sas: str
+    endpoint: str
+    connection: str
+
+
+def azure_account(source: Dataset) -> Account:
+    """The account of an Azure dataset: that of its URL (`abfss://container@account.dfs.core.windows.net/...`), else
+    that of the environment, in the words of adlfs, of `az` and of a connection string.
+    """
+    connection = _first("AZURE_STORAGE_CONNECTION_STRING")
+    said = dict(word.split("=", 1) for word in connection.split(";") if "=" in word)
+    own = _ACCOUNT.match(source.url)
+    if own and own[1] != said.get("AccountName"):
+        connection, said = "", {}
+    return Account(
+        name=own[1]
+        if own
+        else said.get("AccountName") or _first("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT"),
+        key=said.get("AccountKey") or _first("AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_KEY"),
+        sas=said.get("SharedAccessSignature") or _first("AZURE_STORAGE_SAS_TOKEN"),
+        endpoint=said.get("BlobEndpoint", ""),
+        connection=connection,
+    )
+
+
+def _first(*names: str) -> str:
+    return next((os.environ[name] for name in names if os.environ.get(name)), "")
 
 
 def for_fsspec(source: Dataset) -> dict[str, Any]:
@@ -74,18 +129,33 @@ def _s3(source: Dataset) -> dict[str, Any]:
     }
 
 
+def _http(source: Dataset) -> dict[str, Any]:
+    return {"client_kwargs": _PROXIED, "skip_instance_cache": True}
+
+
 def _gcs(source: Dataset) -> dict[str, Any]:
+    # gcsfs would ask what kind of bucket it is by gRPC, which is 60 s of silence where only HTTP gets through. It looks
+    # at this when it is imported; zonal buckets need a "true" here.
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    endpoint = endpoint_of(source)
     return {
-        **({"token": "anon"} if source.anonymous else {}),
-        **({"endpoint_url": source.endpoint} if source.endpoint else {}),
+        **({"token": "anon"} if source.anonymous or is_emulated(source) else {}),
+        **({"endpoint_url": endpoint} if endpoint else {}),
         "requester_pays": source.requester_pays,
+        "session_kwargs": _PROXIED,
         **_NEVER_CACHED,
     }
 
 
 def _azure(source: Dataset) -> dict[str, Any]:
-    # The account comes from AZURE_STORAGE_ACCOUNT_NAME or AZURE_STORAGE_CONNECTION_STRING, as adlfs reads them.
-    return {"anon": source.anonymous, **_NEVER_CACHED}
+    account = azure_account(source)
+    named = {"account_name": account.name} if account.name else {}
+    if source.anonymous:
+        return {**named, "anon": True, **_NEVER_CACHED}
+    if account.connection:
+        return {"connection_string": account.connection, "anon": False, **_NEVER_CACHED}
+    secrets = {"account_key": account.key, "sas_token": account.sas}
+    return {**named, **{name: value for name, value in secrets.items() if value}, "anon": False, **_NEVER_CACHED}
 
 
 def _hf(source: Dataset) -> dict[str, Any]:
@@ -105,4 +175,6 @@ _SCHEMES: dict[str, tuple[tuple[str, ...], _Make]] = {
     "abfs": (("anonymous",), _azure),
     "abfss": (("anonymous",), _azure),
     "hf": (("anonymous",), _hf),
+    "http": ((), _http),
+    "https": ((), _http),
 }

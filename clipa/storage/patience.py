@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import errno
 import random
+import socket
 import time
+
+from clipa.storage.causes import never_passes
 
 GIVE_UP_S = 120.0
 """Seconds without progress after which a request has failed. An outage of half a minute must not fail a run."""
 _LONGEST_PAUSE_S = 8.0
 
+_WAY = (errno.ETIMEDOUT, errno.ECONNRESET, errno.EPIPE, errno.ECONNREFUSED, errno.ECONNABORTED, errno.ENETUNREACH)
 _MAY_PASS = frozenset(
-    (errno.EIO, errno.EREMOTEIO, errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.ETIMEDOUT, errno.ECONNRESET, errno.EPIPE)
+    (errno.EIO, errno.EREMOTEIO, errno.EAGAIN, errno.EINTR, errno.EBUSY, errno.EHOSTUNREACH, socket.EAI_AGAIN, *_WAY)
 )
 """s3fs turns HTTP 500 into EREMOTEIO, 503 and SlowDown into EBUSY, and codes that it does not know into EIO."""
 _WIRE_ERRORS = frozenset(
@@ -44,8 +48,19 @@ class Patience:
 
     def progress(self) -> None:
         """Something came."""
-        self._deadline = time.monotonic() + self._seconds
+        self._since = time.monotonic()
+        self._deadline = self._since + self._seconds
         self._again = 0
+
+    @property
+    def waited(self) -> float:
+        """Seconds since something came."""
+        return time.monotonic() - self._since
+
+    @property
+    def left(self) -> float:
+        """Seconds until it is given up."""
+        return self._deadline - time.monotonic()
 
     def pause(self, error: Exception) -> bool:
         """Wait a while after an error; False when trying again cannot help or has been tried for too long."""
@@ -60,6 +75,8 @@ class Patience:
 
 def may_pass(error: BaseException) -> bool:
     """Time-outs, resets and 5xx may pass; everything else will be the same the next time."""
+    if never_passes(error):
+        return False
     if isinstance(error, TimeoutError | ConnectionError):
         return True
     if isinstance(error, OSError) and error.errno is not None:

@@ -35,16 +35,28 @@ def split(url: str) -> Split:
     return Split(folder, pattern)
 
 
-_USER = re.compile(r"(?<=://)([^/\s]*)@")
+_USER = re.compile(r"(abfss?)?://([^/\s]*)@")
+"""What stands before the host: a user and a password, or one of Azure's containers."""
+_QUERY = re.compile(r"(://[^\s\"'?]*\?)[^\s\"']*=[^\s\"']*")
+"""A query that assigns something may hold a signature; `?.tar` is a pattern."""
 
 
 def redacted(text: str, *urls: str) -> str:
-    """A text without the user and password of the URLs in it, and without those of `urls` wherever they stand."""
+    """A text without the user, the password and the query of the URLs in it, and without those of `urls` wherever they
+    stand.
+    """
     for url in urls:
-        for secret in _USER.findall(url):
-            text = text.replace(f"{secret}@", "***@")
-            text = text.replace(secret, "***") if ":" in secret else text
-    return _USER.sub("***@", text)
+        for user in _USER.finditer(url):
+            if _hidden(user) != user[0]:
+                text = text.replace(f"{user[2]}@", "***@")
+                text = text.replace(user[2], "***") if ":" in user[2] else text
+        for query in _QUERY.finditer(url):
+            text = text.replace(query[0].partition("?")[2], "***")
+    return _QUERY.sub(r"\1***", _USER.sub(_hidden, text))
+
+
+def _hidden(user: re.Match[str]) -> str:
+    return user[0] if user[1] and ":" not in user[2] else f"{user[1] or ''}://***@"
 
 
 def expand_braces(pattern: str) -> list[str]:

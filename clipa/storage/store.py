@@ -10,7 +10,9 @@ from __future__ import annotations
 import base64
 import binascii
 import functools
+import logging
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
@@ -20,20 +22,16 @@ from typing import Any, NamedTuple, TypeVar
 from clipa.errors import ClipaError, InputError, StorageError
 from clipa.registry.run_dir import copy_whole, write_whole
 from clipa.spec.cluster import Dataset
-from clipa.storage import options
+from clipa.storage import causes, options
 from clipa.storage import pattern as patterns
+from clipa.storage.causes import Absent, Refused
 from clipa.storage.patience import Patience
 from clipa.storage.pattern import redacted
 
 PART = 8 << 20
 """Bytes of one ranged read."""
 _STREAM = 1 << 20
-_NO_CREDENTIALS = frozenset(
-    ["NoCredentialsError", "PartialCredentialsError", "TokenRetrievalError", "ProfileNotFound", "UnauthenticatedError"]
-)
-_REFUSED = frozenset(["ClientAuthenticationError", "PermissionDeniedError", "GatedRepoError", "UnauthenticatedError"])
-_ABSENT = frozenset(["ResourceNotFoundError", "NotFoundError", "RepositoryNotFoundError", "EntryNotFoundError"])
-"""Class names of azure, obstore and huggingface_hub, by what they mean."""
+_SILENT_S = 5.0
 _PACKAGES = "s3://, file://, memory://, http(s)://; gs:// with gcsfs, az:// with adlfs, hf:// with huggingface_hub"
 _PLAIN_PATHS: dict[str, Callable[[str], str]] = {
     # scheme: what fsspec makes of a URL, where that needs nothing of its package
@@ -42,6 +40,8 @@ _PLAIN_PATHS: dict[str, Callable[[str], str]] = {
     "http": str,
     "https": str,
 }
+_CONDITIONAL = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss")
+"""Stores that write an object only if there is none."""
 _T = TypeVar("_T")
 
 
@@ -55,7 +55,7 @@ class NoRanges(Exception):
 
 class Entry(NamedTuple):
     """One object: its name relative to the store's URL, its size in bytes, the store's word for its version, and
-    `kind:hex` of its bytes (`md5`, `sha256`) where the store tells one.
+    `kind:hex` of its bytes (`md5`, `sha256`, `crc32c`) where the store tells one.
     """
 
     name: str
@@ -77,6 +77,7 @@ class Store:
         self.source = source
         self.scheme = options.scheme_of(url)
         self.url = redacted(self._base)
+        self._silent = True
         self._options = options.for_fsspec(source)
         if self.scheme in _PLAIN_PATHS:
             # s3fs, aiohttp and botocore are 0.4 CPU seconds, and FastStore can do without them.
@@ -89,6 +90,9 @@ class Store:
         """The file system of fsspec, opened when it is first needed."""
         import fsspec
 
+        # What they cannot do they raise, and we say it; they would print it as well, with a traceback.
+        for name in ("gcsfs", "azure"):
+            logging.getLogger(name).addHandler(logging.NullHandler())
         try:
             return fsspec.get_filesystem_class(self.scheme)(**self._options)
         except (ValueError, ImportError) as error:
@@ -139,7 +143,10 @@ class Store:
             names = [str(path)[len(self._root) :].lstrip("/") for path in paths]
 
         def ask(name: str) -> Entry | None:
-            return self.entry(name) if self.exists(name) else None
+            try:
+                return self.entry(name)
+            except Absent:
+                return None
 
         with ThreadPoolExecutor(8) as pool:
             return [entry for entry in pool.map(ask, names) if entry]
@@ -225,6 +232,13 @@ class Store:
 
     def exists(self, name: str) -> bool:
         """Whether an object is there."""
+        if self.scheme in ("http", "https"):
+            # fsspec says no to whatever goes wrong. S3 without the right to list says 403 of what is not there.
+            try:
+                self.entry(name)
+            except (Absent, Refused):
+                return False
+            return True
         return bool(self._call(lambda: self._fs.exists(self._path(name)), self._shown(name)))
 
     def write(self, name: str, data: bytes | Path) -> None:
@@ -249,12 +263,14 @@ class Store:
         Stores that know no such condition write it after a look: two writers at the same moment may both succeed there.
         """
         path = self._path(name)
-        if self.scheme not in ("s3", "s3a"):
+        if self.scheme not in _CONDITIONAL:
             return self._write_after_a_look(name, data)
 
         def once() -> str:
             try:
                 self._fs.pipe_file(path, data, mode="create")
+            except FileExistsError:
+                return "PreconditionFailed"
             except Exception as error:
                 # s3fs makes an EIO of it, which would be tried again for two minutes.
                 code = getattr(error.__cause__, "response", {}).get("Error", {}).get("Code", "")
@@ -294,34 +310,29 @@ class Store:
         patience = Patience()
         while True:
             try:
-                return work()
+                done = work()
+                self._silent = False
+                return done
             except (ClipaError, NoRanges):
                 raise
-            except Exception as error:
+            except Exception as raised:
+                error = causes.real(raised) if self.scheme in ("http", "https") else raised
+                self._complain(error, where, patience)
                 if not patience.pause(error):
                     raise self.translated(error, where) from error
 
+    def _complain(self, error: Exception, where: str, patience: Patience) -> None:
+        """Say what is the matter where nobody has ever answered: a mistyped name is not worth two silent minutes."""
+        if self._silent and patience.waited > _SILENT_S and patience.left > 0:
+            self._silent = False
+            what = self.translated(error, where).what
+            print(f"{where}: {what}; trying for {patience.left:.0f} s more", file=sys.stderr, flush=True)
+
     def translated(self, error: Exception, where: str) -> ClipaError:
         """A library's error in our words."""
-        if isinstance(error, ClipaError):
-            return error
-        names = {kind.__name__ for kind in type(error).__mro__}
-        status = getattr(error, "status", None) or getattr(error, "status_code", None)
         # s3fs says "None" where the server gave a code and no sentence; botocore's own error names the code.
         said = redacted(str(error.__cause__ or error), *self._secret)
-        if isinstance(error, FileNotFoundError) or names & _ABSENT or status == 404:
-            return InputError("there is nothing at this URL", where=where, hint="check the URL and the endpoint")
-        if isinstance(error, PermissionError) and self.scheme == "file":
-            return InputError("the file system refuses access", where=where, hint="check owner and mode of the path")
-        if isinstance(error, PermissionError) or names & (_NO_CREDENTIALS | _REFUSED) or status in (401, 403):
-            return InputError(
-                f"the store refuses access: {said}",
-                where=where,
-                hint="check the credentials (AWS_PROFILE, AWS_ACCESS_KEY_ID; anonymous = true for a public bucket)",
-            )
-        if isinstance(error, NotImplementedError):
-            return InputError(f"{self.scheme}:// cannot be written", where=where, hint="copy it with clipa data stage")
-        return StorageError(f"the store failed: {type(error).__name__}: {said}", where=where)
+        return causes.translated(error, self.scheme, where, said)
 
 
 def _version(path: str, info: dict[str, Any]) -> str:
@@ -342,8 +353,16 @@ def _digest(info: dict[str, Any]) -> str:
     if sha256:
         return f"sha256:{sha256}"
     md5 = info.get("md5Hash") or (info.get("content_settings") or {}).get("content_md5")
+    if found := _hex(md5, 16):
+        return f"md5:{found}"
+    found = _hex(info.get("crc32c"), 4)
+    return f"crc32c:{found}" if found else ""
+
+
+def _hex(value: Any, length: int) -> str:
+    """A digest of so many bytes that a store tells as bytes or in base64; empty where it is none."""
     try:
-        raw = base64.b64decode(md5) if isinstance(md5, str) else bytes(md5 or b"")
+        raw = base64.b64decode(value) if isinstance(value, str) else bytes(value or b"")
     except (binascii.Error, ValueError):
         return ""
-    return f"md5:{raw.hex()}" if len(raw) == 16 else ""
+    return raw.hex() if len(raw) == length else ""

@@ -25,7 +25,7 @@ def upload(store: Store, path: Path, name: str) -> Entry:
     for _ in range(_TRIES):
         store.write(name, path)
         now = store.entry(name)
-        if now.size == size and _is(path, Shard(name=name, size=size, version=now.version)):
+        if now.size == size and _is(path, Shard(name=name, size=size, version=now.version, digest=now.digest)):
             return now
     raise StorageError(f"what arrived is not what was sent, {_TRIES} times", where=f"{store.url}/{name}")
 

@@ -21,7 +21,7 @@ more than the range, as from a server that knows none."""
 
 class FaultProxy(ThreadingHTTPServer):
     """Passes everything on; the next ranged GETs meet `faults`, in order. `on_range` sees each ranged GET before it.
-    While it is `away` nothing gets an answer.
+    While it is `away` nothing gets an answer. `keeps_host`: the server is told the proxy's name, as signatures need it.
     """
 
     daemon_threads = True
@@ -38,6 +38,7 @@ class FaultProxy(ThreadingHTTPServer):
         self.met: list[Fault] = []
         self.ranges = self.puts = 0
         self.hold_puts = False
+        self.keeps_host = True
         self.away = False
         self.paths: list[tuple[str, str]] = []
         self.stalled = threading.Event()
@@ -70,7 +71,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.server.away:
             self.close_connection = True
             return
-        ranged = self.command == "GET" and "Range" in self.headers
+        ranged = self.command == "GET" and ("Range" in self.headers or "x-ms-range" in self.headers)
         fault = self.server.next_fault() if ranged else "ok"
         self.server.paths.append((self.command, self.path))
         if self.command == "PUT":
@@ -86,13 +87,17 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         try:
-            answer, data = self._upstream(body, dict(self.headers.items()))
+            headers = {name: value for name, value in self.headers.items() if self._keeps(name)}
+            answer, data = self._upstream(body, headers)
         except OSError:
             self.close_connection = True  # the server behind is down: so is the way to it
             return
         keep = [(k, v) for k, v in answer.getheaders() if k.lower() not in _OURS]
         length = len(data) if self.command != "HEAD" else int(answer.getheader("Content-Length") or 0)
         self._break(fault, answer.status, keep, data, length)
+
+    def _keeps(self, name: str) -> bool:
+        return self.server.keeps_host or name.lower() != "host"
 
     def _upstream(self, body: bytes, headers: dict[str, str]) -> tuple[http.client.HTTPResponse, bytes]:
         connection = http.client.HTTPConnection(self.server.upstream, timeout=30)

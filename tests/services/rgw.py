@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 
+from tests.services.loopback import certify
 from tests.services.require import require
 
 PACKAGES = "radosgw ceph-osd ceph-mon ceph-common"
@@ -143,9 +144,9 @@ def running() -> Iterator[Rgw]:
         mon_v2, mon_v1, http, https = _free_ports(4)
         names = {"fsid": uuid.uuid4(), "mon_v2": mon_v2, "mon_v1": mon_v1, "http": http, "https": https}
         (folder / "ceph.conf").write_text(_CONF.format(folder=folder, **names))
-        _certify(folder)
+        shutil.copy(certify(folder), folder / "rgw.pem")
         _start_cluster(folder, stack, str(names["fsid"]), f"[v2:127.0.0.1:{mon_v2},v1:127.0.0.1:{mon_v1}]")
-        rgw = Rgw(folder, f"http://127.0.0.1:{http}", f"https://127.0.0.1:{https}", folder / "rgw.crt")
+        rgw = Rgw(folder, f"http://127.0.0.1:{http}", f"https://127.0.0.1:{https}", folder / "server.crt")
         stack.callback(lambda: rgw.gateway and _end(rgw.gateway))
         rgw.start()
         keys = ["--access-key", rgw.access_key, "--secret-key", rgw.secret_key]
@@ -180,16 +181,6 @@ def _start_cluster(folder: Path, stack: contextlib.ExitStack, fsid: str, address
     osd = _spawn(folder, ["ceph-osd", "-i", "0", "-f"])
     stack.callback(_end, osd)
     _until(lambda: b"1 up" in _ceph(folder, ["ceph", "--connect-timeout", "30", "osd", "stat"]), osd)
-
-
-def _certify(folder: Path) -> None:
-    key, certificate = folder / "rgw.key", folder / "rgw.crt"
-    # Not a CA: rustls refuses a CA's certificate as a server's.
-    names = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
-    names += ["-addext", "basicConstraints=critical,CA:FALSE"]
-    argv = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *names]
-    _ceph(folder, [*argv, "-keyout", str(key), "-out", str(certificate)], conf=False)
-    (folder / "rgw.pem").write_bytes(key.read_bytes() + certificate.read_bytes())
 
 
 def _ceph(folder: Path, argv: list[str], conf: bool = True) -> bytes:

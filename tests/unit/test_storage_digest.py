@@ -7,6 +7,7 @@ import io
 import tarfile
 from pathlib import Path
 
+import google_crc32c
 import pytest
 import xxhash
 from hypothesis import given, settings
@@ -31,6 +32,7 @@ PINS = {
     "sha256": Shard(**SHARD, sha256=hashlib.sha256(DATA).hexdigest().upper()),
     "md5": Shard(**SHARD, version=hashlib.md5(DATA).hexdigest()),
     "etag": Shard(**SHARD, version=_etag(DATA, 8 * MIB)),
+    "crc32c": Shard(**SHARD, digest=f"crc32c:{google_crc32c.value(DATA):08x}"),
 }
 
 

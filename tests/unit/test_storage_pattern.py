@@ -75,3 +75,20 @@ def test_no_password_in_a_text() -> None:
 
 def test_the_password_of_a_url_is_hidden_wherever_it_stands() -> None:
     assert redacted('bad bucket "me:se@cret@b"', "s3://me:se@cret@b/x") == 'bad bucket "***@b"'
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("abfss://box@acc.dfs.core.windows.net/x", "abfss://box@acc.dfs.core.windows.net/x"),
+        ("abfss://me:hush@acc.dfs.core.windows.net/x", "abfss://***@acc.dfs.core.windows.net/x"),
+        ('GET "https://h/x?X-Amz-Signature=hush&a=b" failed', 'GET "https://h/x?***" failed'),
+        ("https://h/x/?.tar", "https://h/x/?.tar"),
+    ],
+)
+def test_a_container_is_no_secret_and_a_signature_is(text: str, shown: str) -> None:
+    assert redacted(text) == shown
+
+
+def test_the_query_of_the_url_is_hidden_wherever_it_stands() -> None:
+    assert redacted("no such key: x?sig=hush", "https://h/x?sig=hush") == "no such key: x?***"

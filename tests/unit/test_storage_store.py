@@ -72,9 +72,8 @@ def test_relative_and_home_paths(tmp_path: Path, home: Path, monkeypatch: pytest
     assert (home / "there/a").read_bytes() == b"2"
 
 
-@pytest.mark.parametrize(("scheme", "package"), [("gs", "gcsfs"), ("nope", "nope")])
-def test_a_missing_driver_is_named(scheme: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, package, None)
+@pytest.mark.parametrize(("scheme", "package"), [("oci", "ocifs"), ("nope", "nope")])
+def test_a_missing_driver_is_named(scheme: str, package: str) -> None:
     with pytest.raises(InputError, match=package):
         Store(f"{scheme}://b/x")
 
