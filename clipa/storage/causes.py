@@ -34,6 +34,11 @@ _CREDENTIALS = {
     "hf": "check the token (HF_TOKEN, hf auth login), and that its owner has accepted the dataset's terms",
     "http": "check the URL; servers that list nothing, S3 among them, answer 403 also where there is nothing",
 }
+_WHERE = {
+    "": "check the URL and the endpoint",
+    "hf": "check the URL; what is private looks absent without a token that may read it (HF_TOKEN, hf auth login)",
+}
+_FORMS = {"hf": "hf://datasets/OWNER/NAME/FOLDER, hf://datasets/OWNER/NAME@REVISION/FOLDER"}
 _FAMILY = {"s3a": "s3", "gcs": "gs", "abfs": "az", "abfss": "az", "https": "http"}
 _NO_CREDENTIALS = frozenset(
     ["NoCredentialsError", "PartialCredentialsError", "TokenRetrievalError", "ProfileNotFound", "UnauthenticatedError"]
@@ -42,6 +47,7 @@ _REFUSED = frozenset(["ClientAuthenticationError", "PermissionDeniedError", "Gat
 _ABSENT = frozenset(["ResourceNotFoundError", "NotFoundError", "RepositoryNotFoundError", "EntryNotFoundError"])
 """Class names of azure, obstore and huggingface_hub, by what they mean."""
 _NOT_TRUSTED = re.compile(r"CERTIFICATE_VERIFY_FAILED|invalid peer certificate")
+_OFFLINE = "OfflineModeIsEnabled"
 _FOR_GOOD = re.compile(r"non-2xx status code: 4(?!08|29)")
 """obstore has a class for some statuses only."""
 _CAUSES = (
@@ -51,6 +57,7 @@ _CAUSES = (
         "the server's certificate is not trusted",
         "set AWS_CA_BUNDLE (s3://) or SSL_CERT_FILE to the certificate of the authority that signed it",
     ),
+    _Cause(re.compile(_OFFLINE), InputError, "the hub's client is told to stay offline", "unset HF_HUB_OFFLINE"),
     _Cause(
         re.compile(r"ProxyConnectionError|[Cc]onnect to proxy|HttpProxyError|ProxyError"),
         StorageError,
@@ -104,11 +111,11 @@ _CAUSES = (
 def never_passes(error: BaseException) -> bool:
     """Whether trouble on a wire stays: a certificate that is not trusted, a request that is refused."""
     said = str(error)
-    return bool(_NOT_TRUSTED.search(said) or _FOR_GOOD.search(said))
+    return type(error).__name__ == _OFFLINE or bool(_NOT_TRUSTED.search(said) or _FOR_GOOD.search(said))
 
 
 def real(error: Exception) -> Exception:
-    """What happened: fsspec's HTTP calls everything absent that it cannot ask for, with the reason as the cause."""
+    """What happened: fsspec's HTTP and the hub call absent whatever they cannot ask for; the reason is the cause."""
     cause = error.__cause__
     if isinstance(error, FileNotFoundError) and isinstance(cause, Exception) and status_of(cause) != 404:
         return real(cause)
@@ -138,19 +145,22 @@ def translated(error: Exception, scheme: str, where: str, said: str) -> ClipaErr
     names = {kind.__name__ for kind in type(error).__mro__}
     status = status_of(error)
     first = said.strip().partition("\n")[0]
-    if isinstance(error, FileNotFoundError) or names & _ABSENT or status == 404:
-        return Absent("there is nothing at this URL", where=where, hint="check the URL and the endpoint")
+    # Of a dataset that is gated huggingface_hub says both.
+    refused = bool(names & (_NO_CREDENTIALS | _REFUSED))
+    if not refused and (isinstance(error, FileNotFoundError) or names & _ABSENT or status == 404):
+        return Absent("there is nothing at this URL", where=where, hint=_WHERE.get(scheme, _WHERE[""]))
     if isinstance(error, PermissionError) and scheme == "file":
         return InputError("the file system refuses access", where=where, hint="check owner and mode of the path")
     if scheme != "file":
         for cause in _CAUSES:
             if cause.sign.search(f"{type(error).__name__}: {said}"):
                 return cause.kind(f"{cause.what}: {first}", where=where, hint=cause.hint)
-    refused = isinstance(error, PermissionError) or names & (_NO_CREDENTIALS | _REFUSED) or status in (401, 403)
     # gcsfs: OSError("Forbidden: ...")
-    if refused or first.startswith("Forbidden"):
+    if refused or isinstance(error, PermissionError) or status in (401, 403) or first.startswith("Forbidden"):
         hint = _CREDENTIALS.get(_FAMILY.get(scheme, scheme), "check the credentials")
         return Refused(f"the store refuses access: {first}", where=where, hint=hint)
+    if isinstance(error, ValueError):
+        return InputError(f"the URL cannot be read: {first}", where=where, allowed=_FORMS.get(scheme, ""))
     if isinstance(error, NotImplementedError):
         return InputError(f"{scheme}:// cannot be written", where=where, hint="copy it with clipa data stage")
     return StorageError(f"the store failed: {type(error).__name__}: {first}", where=where)

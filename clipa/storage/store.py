@@ -316,7 +316,7 @@ class Store:
             except (ClipaError, NoRanges):
                 raise
             except Exception as raised:
-                error = causes.real(raised) if self.scheme in ("http", "https") else raised
+                error = causes.real(raised) if self.scheme in ("http", "https", "hf") else raised
                 self._complain(error, where, patience)
                 if not patience.pause(error):
                     raise self.translated(error, where) from error

@@ -154,7 +154,7 @@ def test_ctrl_c_and_the_same_command_again(tmp_path: Path, bucket: str, proxy: F
     os.killpg(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=30)
     assert time.monotonic() - asked < 10
-    assert process.returncode == 130
+    assert process.returncode == 130, err
     assert (out, "the same command goes on from here" in err, "Traceback" in err) == ("", True, False)
     proxy.release.set()
     proxy.faults = []
