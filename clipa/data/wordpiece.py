@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from clipa.data.open_clip_file import open_clip_file
@@ -47,6 +48,27 @@ def read_vocabulary(path: Path) -> dict[str, int]:
     return found
 
 
+@contextmanager
+def _installed() -> Iterator[None]:
+    try:
+        yield
+    except ImportError as error:
+        raise MissingPart("the tokenizers library is not installed", hint="pip install 'clipa[train]'") from error
+
+
+def byte_pairs(vocabulary: Mapping[str, int], merges: Sequence[tuple[str, str]]) -> Callable[[str], list[int]]:
+    """Ids of a word, given as CLIP's letters for its bytes, by its merges, best first: 1.6 us instead of 23 in Python.
+
+    Raises:
+        MissingPart: the tokenizers library is not installed.
+    """
+    with _installed():
+        from tokenizers import models
+    # Without a memory of its own: words are remembered by who asks.
+    model = models.BPE(vocab=dict(vocabulary), merges=list(merges), end_of_word_suffix="</w>", cache_capacity=0)
+    return lambda symbols: [token.id for token in model.tokenize(symbols)]
+
+
 class WordPiece(WordTokenizer):
     """BERT's uncased WordPiece: [CLS], pieces, zeros. Words are what BERT splits at spaces and punctuation.
 
@@ -58,10 +80,8 @@ class WordPiece(WordTokenizer):
 
     def __init__(self, end: int | None = None, vocabulary: Path | None = None) -> None:
         super().__init__()
-        try:
+        with _installed():
             from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
-        except ImportError as error:
-            raise MissingPart("the tokenizers library is not installed", hint="pip install 'clipa[train]'") from error
         self.end = end
         self.path = vocabulary or find_vocabulary(os.environ)
         model = models.WordPiece(read_vocabulary(self.path), unk_token="[UNK]", max_input_chars_per_word=100)  # noqa: S106

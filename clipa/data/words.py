@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import TypeVar
 
 import torch
@@ -16,7 +17,7 @@ T = TypeVar("T")
 _CACHED_WORDS = 200_000
 """Words whose ids are remembered (about 40 MB); the memory is emptied when full, which changes no id."""
 
-SHORT_WORD = 64
+_SHORT_WORD = 64
 """Characters of a word that is remembered."""
 
 
@@ -30,8 +31,8 @@ class WordTokenizer(ABC):
     end: int | None
 
     def __init__(self) -> None:
-        self._known: dict[str, tuple[Word, ...]] = {}
-        self._known_ids: dict[str, tuple[int, ...]] = {}
+        self._known = Memory(self._split)
+        self._known_ids = Memory(lambda run: tuple(id_ for word in self._known[run] for id_ in word.ids))
 
     @property
     def remembered(self) -> int:
@@ -44,21 +45,15 @@ class WordTokenizer(ABC):
 
     def ids(self, text: str, enough: int) -> list[int]:
         """At least the first `enough` ids of a text, or all that it has."""
-        found: list[int] = []
-        for word in self._cleaned(text).split():
-            ids = self._known_ids.get(word)
-            found.extend(self._learn_ids(word) if ids is None else ids)
-            if len(found) >= enough:
-                break
+        words = self._cleaned(text).split()
+        found = list(chain.from_iterable(map(self._known_ids.__getitem__, words[:enough])))
+        if len(found) < enough < len(words):  # of words that have no id: control characters in WordPiece
+            return list(chain.from_iterable(map(self._known_ids.__getitem__, words)))
         return found
 
     def words(self, text: str) -> list[Word]:
         """All words of a text, as the tokenizer's own rule splits it."""
-        found: list[Word] = []
-        for word in self._cleaned(text).split():
-            known = self._known.get(word)
-            found.extend(self._learn(word) if known is None else known)
-        return found
+        return list(chain.from_iterable(map(self._known.__getitem__, self._cleaned(text).split())))
 
     @abstractmethod
     def _cleaned(self, text: str) -> str:
@@ -67,16 +62,6 @@ class WordTokenizer(ABC):
     @abstractmethod
     def _split(self, run: str) -> tuple[Word, ...]:
         """The words in what stands between two spaces."""
-
-    def _learn(self, run: str) -> tuple[Word, ...]:
-        found = self._split(run)
-        remember(self._known, run, found)
-        return found
-
-    def _learn_ids(self, run: str) -> tuple[int, ...]:
-        ids = tuple(id_ for word in self._learn(run) for id_ in word.ids)
-        remember(self._known_ids, run, ids)
-        return ids
 
 
 def is_plain(text: str) -> bool:
@@ -88,9 +73,19 @@ def is_plain(text: str) -> bool:
     return text.isascii() and text.isprintable() and "&" not in text
 
 
-def remember(memory: dict[str, T], word: str, value: T) -> None:
-    """Keep what a word is, in a memory that has a bound; long words are not kept."""
-    if len(word) <= SHORT_WORD:
-        if len(memory) >= _CACHED_WORDS:
-            memory.clear()
-        memory[word] = value
+class Memory(dict[str, T]):
+    """What `learn` says of a word, remembered: looking up and learning are one step, in C for a word that is known.
+
+    It has a bound, and is emptied when full; long words are not kept.
+    """
+
+    def __init__(self, learn: Callable[[str], T]) -> None:
+        self._learn = learn
+
+    def __missing__(self, word: str) -> T:
+        found = self._learn(word)
+        if len(word) <= _SHORT_WORD:
+            if len(self) >= _CACHED_WORDS:
+                self.clear()
+            self[word] = found
+        return found

@@ -1,18 +1,23 @@
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipa.data.open_clip_file import open_clip_file
-from clipa.data.tokenizer import Tokenizer, merged, tokenizer
+from clipa.data.tokenizer import Tokenizer, tokenizer
 from clipa.errors import ConfigError
 from clipa.spec.family import VOCABULARY
 from tests.captions import captions
 
 _SOURCE = open_clip_file("tokenizer.py").SimpleTokenizer()
+
+
+def _letters(data: bytes) -> str:
+    return "".join(_SOURCE.byte_encoder[byte] for byte in data)
 
 
 @pytest.mark.parametrize("tokens", [3, 8, 77])
@@ -29,7 +34,29 @@ def test_ids_equal_open_clips_own(tokens: int) -> None:
 def test_plain_ascii_is_cleaned_as_open_clip_does(text: str) -> None:
     found = tokenizer("clip-bpe")
     assert found._cleaned(text).split() == found._clean(text).split(" ") or not found._clean(text)
-    assert found.ids(text, 1000) == _SOURCE.encode(text)
+
+
+PARTS = st.one_of(
+    st.text(max_size=8),
+    st.text(st.characters(max_codepoint=0x17F), max_size=12),
+    st.text(st.characters(categories=("Cc", "Cf", "Zs", "Zl", "Zp", "Mn", "So", "Sk")), max_size=6),
+    st.sampled_from(
+        ["&amp;", "&lt;", "&#x1F600;", "&amp;eacute;", "&nbsp;", "&copy", "â€™", "Ã©", "ï»¿", "’", "“", "…"]
+    ),
+    st.sampled_from(["👩🏽‍🚀", "🇩🇪", "\r\n", "\x1c", "\x85", "\u2028", "ﬁ", "Ａ", "İ", "ẞ", "'S", "'lL", "ſ", "K"]),
+    st.sampled_from(
+        ["<start_of_text>", "<END_OF_TEXT>", "<|endoftext|>", "</w>", "a</w>", "Ġ", "dogs", "Don't", "2024"]
+    ),
+)
+
+
+@given(st.lists(PARTS, max_size=12).map("".join))
+@settings(max_examples=400)
+def test_any_text_has_open_clips_ids(text: str) -> None:
+    found = tokenizer("clip-bpe")
+    expected = _SOURCE.encode(text)
+    assert found.ids(text, 10_000) == expected
+    assert found.ids(text, 5)[:5] == expected[:5]
 
 
 def test_a_full_memory_changes_no_id(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,17 +65,20 @@ def test_a_full_memory_changes_no_id(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("clipa.data.words._CACHED_WORDS", 50)
     small = Tokenizer()
     assert torch.equal(small.encode(texts, 32), expected)
-    assert len(small._known) <= 50
-    assert len(small._known_ids) <= 50
-    assert len(small._source.cache) == 2  # the special tokens only: open_clip's own memory has no bound
+    assert all(0 < len(memory) <= 50 for memory in (small._known, small._known_ids, small._known_pieces))
+    assert max(map(len, small._known)) <= 64
 
 
-@given(st.text(st.sampled_from("abeinst'"), min_size=2, max_size=120))
-def test_queue_merges_like_open_clip(word: str) -> None:
-    source = tokenizer("clip-bpe")._source
-    expected = tokenizer("clip-bpe")._merge(word).split(" ")
-    source.cache.pop(word, None)
-    assert merged(word, source.bpe_ranks) == expected
+@given(st.one_of(st.text(st.sampled_from("abeinst'"), max_size=70), st.binary(max_size=40).map(_letters)))
+def test_words_are_merged_as_open_clip_merges_them(word: str) -> None:
+    expected = [_SOURCE.encoder[part] for part in _SOURCE.bpe(word).split(" ")] if word else []
+    assert tokenizer("clip-bpe")._merged(word) == expected
+
+
+def test_a_long_word_takes_no_longer_than_its_letters() -> None:
+    began = time.process_time()  # open_clip's own merging is quadratic: this takes it an hour
+    assert len(tokenizer("clip-bpe").ids("ab" * 50_000, 1)) > 10_000
+    assert time.process_time() - began < 5
 
 
 @given(st.text(max_size=60))
