@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from clipa.launch.prepare import Prepared
     from clipa.launch.request import Submission
     from clipa.registry.events import Step
-    from clipa.registry.state import Facts, RunStatus, Score
+    from clipa.registry.state import BadSamples, Facts, RunStatus, Score
     from clipa.spec.container import Pinned
     from clipa.spec.plan import Plan
 
@@ -93,7 +93,7 @@ _BEHIND = {
 
 
 def reasons(found: Sequence[RunStatus]) -> list[str]:
-    """For every run that is not simply on its way: why, and what to do.
+    """For every run that is not simply on its way: why, and what to do; then samples that could not be used.
 
     A phase that only shares the fate of the one before it, which is among `found`, is passed over.
     """
@@ -108,7 +108,12 @@ def reasons(found: Sequence[RunStatus]) -> list[str]:
             lines += [f"    {line}" for line in [*rest[:8], *filter(None, [s.evidence])]]
         if s.hint:
             lines.append(f"    {s.hint}")
-    return lines
+    return lines + [f"{s.run}: {_bad(s.bad)}; by shard: clipa runs show {s.run}" for s in found if s.bad]
+
+
+def _bad(bad: BadSamples) -> str:
+    kinds = ", ".join(f"{kind} {count:,}" for kind, count in bad.kinds.items())
+    return f"{bad.count:,} samples could not be used and were replaced ({kinds})"
 
 
 def score(s: RunStatus) -> str:
@@ -168,6 +173,10 @@ def _over_all(step: Step) -> str:
 def remarks(facts: Facts) -> list[str]:
     """Where a run's checkpoints are beside its folder, and what a person wanted to know while it ran."""
     lines = [f"note: {text}" for text in facts.notes]
+    if facts.bad:
+        worst = ", ".join(f"{shard} {count:,}" for shard, count in facts.bad.shards.items())
+        example = f"; such as {facts.bad.example}" if facts.bad.example else ""
+        lines.append(f"note: {_bad(facts.bad)}; by shard: {worst}{example}")
     if facts.plan.publish and facts.remote is not None:
         where = f"{redacted(facts.plan.publish.url).rstrip('/')}/{facts.plan.run}"
         what = "the last checkpoint and all results are" if facts.remote.whole else "not all of it is"

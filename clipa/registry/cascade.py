@@ -111,6 +111,7 @@ def reduce(
         efficiency=_efficiency(step * batch, speed, facts.held_s),
         remote=facts.remote.whole if facts.remote else None,
         last_step=last,
+        bad=facts.bad,
     )  # fmt: skip
 
 

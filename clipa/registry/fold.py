@@ -15,13 +15,16 @@ from clipa.registry import events
 from clipa.registry.events import AnyEvent
 from clipa.registry.liveness import Identity
 from clipa.registry.records import Intent, Stop
-from clipa.registry.state import Facts, Point, Remote, Score, State
+from clipa.registry.state import BadSamples, Facts, Point, Remote, Score, State
 from clipa.spec.plan import Plan
 
 HISTORY = 200
 """Points of a run's history that are kept."""
 SPEEDS = 20
 """Newest speeds whose median is shown: one slow step (a compilation, a checkpoint) does not move it."""
+
+_WORST = 3
+"""Shards with unusable samples that are named."""
 
 _E = TypeVar("_E", bound=AnyEvent)
 
@@ -44,9 +47,7 @@ def fold(
         stops: attempt -> request to leave.
         unreadable: name -> attempt of event files that cannot be read.
     """
-    by_attempt: dict[int, list[AnyEvent]] = {}
-    for event in found:
-        by_attempt.setdefault(event.attempt, []).append(event)
+    by_attempt = _by_attempt(found)
     everything = list(chain.from_iterable(by_attempt[number] for number in sorted(by_attempt)))
     newest = max([*by_attempt, *intents, *unreadable.values()], default=0)
     intent = intents.get(newest)
@@ -71,7 +72,8 @@ def fold(
         stop=stop[-1] if stop else None,
         doing=doing,
         why=why,
-        notes=(*dict.fromkeys(event.text for event in _of(now, events.Noted)), *_bad_data(now)),
+        notes=tuple(dict.fromkeys(event.text for event in _of(now, events.Noted))),
+        bad=_bad_samples(now),
         held_s=sum(_held(said) for said in by_attempt.values()),
         begun=bool(_of(now, events.Begun)),
         trainer=_last(_of(now, events.TrainerEnded)),
@@ -88,23 +90,25 @@ def fold(
     )
 
 
-def _bad_data(now: Iterable[AnyEvent]) -> tuple[str, ...]:
-    """The samples of an attempt that could not be used, of all ranks together, in one line; none where all could."""
+def _by_attempt(found: Iterable[AnyEvent]) -> dict[int, list[AnyEvent]]:
+    by_attempt: dict[int, list[AnyEvent]] = {}
+    for event in found:
+        by_attempt.setdefault(event.attempt, []).append(event)
+    return by_attempt
+
+
+def _bad_samples(now: Iterable[AnyEvent]) -> BadSamples | None:
+    """The samples of an attempt that could not be used, of all ranks together, by the newest word of each."""
     by_rank = {event.rank: event for event in _of(now, events.BadData)}
     if not by_rank:
-        return ()
+        return None
     kinds: Counter[str] = Counter()
     shards: Counter[str] = Counter()
     for event in by_rank.values():
         kinds.update(event.kinds)
         shards.update(event.shards)
-    words = ", ".join(f"{kind} {count:,}" for kind, count in kinds.most_common())
-    worst = ", ".join(f"{shard} {count:,}" for shard, count in shards.most_common(3))
     example = next((event.examples[0] for event in by_rank.values() if event.examples), "")
-    return (
-        f"{sum(kinds.values()):,} samples could not be used and were replaced ({words}); by shard: {worst}"
-        + (f"; such as {example}" if example else ""),
-    )
+    return BadSamples(kinds=dict(kinds.most_common()), shards=dict(shards.most_common(_WORST)), example=example)
 
 
 def _of(found: Iterable[AnyEvent], kind: type[_E]) -> list[_E]:

@@ -71,6 +71,21 @@ class Remote(Record, frozen=True, kw_only=True):
     why: str = ""
 
 
+class BadSamples(Record, frozen=True, kw_only=True):
+    """Samples of the newest attempt that could not be used and were replaced: by kind, by shard (the worst), and one
+    of them with its reason.
+    """
+
+    kinds: dict[str, int]
+    shards: dict[str, int]
+    example: str = ""
+
+    @property
+    def count(self) -> int:
+        """How many, of all kinds."""
+        return sum(self.kinds.values())
+
+
 class Facts(Record, frozen=True, kw_only=True):
     """Everything that a run's folder says, apart from the ages of its heartbeats. Round-trips through JSON.
 
@@ -104,6 +119,7 @@ class Facts(Record, frozen=True, kw_only=True):
     doing: State = State.QUEUED
     why: str = ""
     notes: tuple[str, ...] = ()
+    bad: BadSamples | None = None
     held_s: float = 0.0
     begun: bool = False
     trainer: events.TrainerEnded | None = None
@@ -127,8 +143,8 @@ class RunStatus(Record, frozen=True, kw_only=True):
     failure, `evidence`: the line of a log that says so; `queue_s`: from its first intent to its first start.
     `gpu_hours` are those of all attempts, `efficiency` the share (0..1) of their time that the steps that counted
     would have taken undisturbed. `image_size` is in pixels, 0 for an eval phase. `last_step`: what the newest step that
-    was told says. `remote`: whether its last checkpoint and all results are at the plan's URL; None: it names none, or
-    nobody has said yet.
+    was told says. `bad`: samples that could not be used. `remote`: whether its last checkpoint and all results are at
+    the plan's URL; None: it names none, or nobody has said yet.
     """
 
     run: str
@@ -169,3 +185,4 @@ class RunStatus(Record, frozen=True, kw_only=True):
     efficiency: float | None = None
     remote: bool | None = None
     last_step: events.Step | None = None
+    bad: BadSamples | None = None

@@ -11,7 +11,7 @@ from clipa.cli import show
 from clipa.cli.tail import telling
 from clipa.host.children import last_lines
 from clipa.registry.run_dir import RunDir
-from clipa.registry.state import RunStatus, Score, State
+from clipa.registry.state import BadSamples, RunStatus, Score, State
 
 
 def status(phase: str, state: State, parent: str = "", root: Path = Path("/nowhere"), why: str = "w") -> RunStatus:
@@ -55,6 +55,15 @@ def test_phases_that_share_the_fate_of_the_one_before_are_passed_over() -> None:
     assert found(State.FAILED, State.FAILED) == ["g-a: w", "g-b: w"]
     assert found(State.RUNNING, State.CANCELLED) == ["g-a: w", "g-b: w"]
     assert show.reasons([status("b", State.BLOCKED, parent="g-a")]) == ["g-b: w", "    clipa resume g-b"]
+
+
+@pytest.mark.parametrize("state", [State.DONE, State.RUNNING])
+def test_samples_that_could_not_be_used_are_said_by_kind_whatever_the_state(state: State) -> None:
+    bad = BadSamples(kinds={"image": 1_200, "caption": 3}, shards={"a/0.tar": 1_203})
+    found = msgspec.structs.replace(status("a", state, why=""), hint="", bad=bad)
+    assert show.reasons([found]) == [
+        "g-a: 1,203 samples could not be used and were replaced (image 1,200, caption 3); by shard: clipa runs show g-a"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ import pytest
 from clipa.data.faults import STRETCH, Bad, Fault, Faults, Kind
 from clipa.errors import DataError
 from clipa.registry import events
-from clipa.registry.fold import _bad_data
+from clipa.registry.fold import _bad_samples
+from clipa.registry.state import BadSamples
 
 
 def fault(kind: Kind = "image", shard: str = "0.tar", key: int = 0) -> Fault:
@@ -52,11 +53,11 @@ def test_the_ranks_of_an_attempt_are_added_up_by_their_newest_word() -> None:
             examples=("a/0.tar: k: broken",),
         )  # fmt: skip
 
-    assert _bad_data([]) == ()
-    [line] = _bad_data([said(0, 1, 0), said(1, 2, 1), said(0, 4, 1)])
-    assert line == (
-        "8 samples could not be used and were replaced (image 6, caption 2); by shard: a/0.tar 6, a/1.tar 2; "
-        "such as a/0.tar: k: broken"
+    assert _bad_samples([]) is None
+    found = _bad_samples([said(0, 1, 0), said(1, 2, 1), said(0, 4, 1)])
+    assert found == BadSamples(
+        kinds={"image": 6, "caption": 2}, shards={"a/0.tar": 6, "a/1.tar": 2}, example="a/0.tar: k: broken"
     )
+    assert found.count == 8
     again = events.parse(msgspec.json.encode(said(0, 1, 0)))
     assert again == said(0, 1, 0)
