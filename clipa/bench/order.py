@@ -1,7 +1,7 @@
-"""`python -m clipa.bench.order [--shards 41408]`: what a dataset of LAION-400M's size costs before its first batch.
+"""`python -m clipa.bench.order`: what a dataset of LAION-400M's size costs before its first batch.
 
 The manifest is made up, no shard is read. `resume` is the first batch of a step in the middle of the third epoch, by a
-loader that knows nothing of the steps before it.
+loader that knows nothing of the steps before it. One process reads all of the lanes here; of 256 a rank of 64 has four.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ import pickle
 import resource
 import time
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
 from clipa.data.index import Part
-from clipa.data.order import Order
+from clipa.data.order import Mixture, Order
 from clipa.data.shards import Reader, open_coming
 from clipa.storage import manifest as manifests
 from clipa.storage.manifest import Manifest, Shard
@@ -37,7 +38,9 @@ def main() -> None:
     """Entry of the module."""
     parser = argparse.ArgumentParser(prog="clipa.bench.order", description=__doc__)
     parser.add_argument("--shards", type=int, default=41_408)
-    shards = parser.parse_args().shards
+    parser.add_argument("--lanes", type=int, default=1)
+    arguments = parser.parse_args()
+    shards, lanes = arguments.shards, arguments.lanes
     rows = (
         Shard(name=f"{n:05d}.tar", size=3 << 28, version=f"{n:032x}", samples=_SAMPLES - n % 7) for n in range(shards)
     )
@@ -50,11 +53,12 @@ def main() -> None:
     reader = _timed("start: reader", lambda: Reader(opened, Part.CAPTION))
     pickled = _timed("start: sent to a worker", lambda: pickle.dumps(reader))
     print(f"{'message to a worker':28} {len(pickled) / 2**20:8.1f} MiB")
-    order = _timed("start: order", lambda: Order(reader.sizes(), 1))
+    order = _timed("start: order", lambda: Mixture([Order(reader.sizes(), 1, lanes=lanes)], [1.0], _BATCH))
     _timed("start: first batch's numbers", lambda: order.at(0, _BATCH))
-    fresh = Order(reader.sizes(), 1)
-    first = (5 * order.samples // 2) // _BATCH * _BATCH
-    _timed("resume: in the third epoch", lambda: fresh.at(first, first + _BATCH))
+    fresh = Mixture([Order(reader.sizes(), 1, lanes=lanes)], [1.0], _BATCH)
+    step = (5 * reader.samples // 2) // _BATCH
+    _timed("start: first shards", lambda: list(islice(fresh.readings(step, range(lanes)), 4 * lanes)))
+    _timed("resume: in the third epoch", lambda: fresh.at(step * _BATCH, (step + 1) * _BATCH))
     print(f"{'peak memory':28} {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10:8.0f} MiB")
 
 
