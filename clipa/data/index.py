@@ -7,7 +7,6 @@ a checksum), one fixed-size row a sample, then the keys. A torn or outdated file
 from __future__ import annotations
 
 import os
-import tarfile
 import zlib
 from collections import Counter
 from enum import IntEnum
@@ -21,7 +20,7 @@ from clipa.data.wds import split_name
 from clipa.errors import DataError
 from clipa.registry.run_dir import write_whole
 from clipa.spec.plan import Record
-from clipa.storage.tars import CAPTIONS, IMAGES, LABELS, TARGETS
+from clipa.storage.tars import CAPTIONS, IMAGES, LABELS, TARGETS, Entry, NotATar, walk
 
 SCHEMA = 3
 
@@ -48,6 +47,8 @@ for _part, _names in _PARTS.items():
 _N = len(Part)
 _ROW = np.dtype([("offset", "<i8", (_N,)), ("size", "<i8", (_N,)), ("kind", "u1", (_N,)), ("key_end", "<u4")])
 _ABSENT = 255
+_EXTENSIONS, _LONGEST = 1000, 40
+"""Extensions that are counted: the first ones, of so many characters at most."""
 
 
 class Counts(Record, frozen=True, kw_only=True):
@@ -200,14 +201,14 @@ class _Sample:
         self.offset, self.size, self.kind = [0] * _N, [0] * _N, [_ABSENT] * _N
         self.seen: set[str] = set()
 
-    def add(self, extension: str, member: tarfile.TarInfo) -> bool:
+    def add(self, extension: str, member: Entry) -> bool:
         """Take a member; False when this sample has had one of that extension."""
         if extension in self.seen:
             return False
         self.seen.add(extension)
         for part, rank in _RANKS[extension].items():
             if rank < self.kind[part]:
-                self.offset[part], self.size[part], self.kind[part] = member.offset_data, member.size, rank
+                self.offset[part], self.size[part], self.kind[part] = member.offset, member.size, rank
         return True
 
     @property
@@ -235,26 +236,31 @@ def build_index(shard: Path) -> ShardIndex:
         labelled=int(np.count_nonzero(rows["kind"][:, Part.LABEL] != _ABSENT)),
         targeted=int(np.count_nonzero(rows["kind"][:, Part.TARGET] != _ABSENT)),
         skipped=len(samples) - len(usable),
-        members=dict(members.most_common(20)),
+        members={_shown(extension): number for extension, number in members.most_common(20)},
     )
     return ShardIndex(shard, rows, bytes(keys), counts)
+
+
+def _shown(name: str) -> str:
+    """Bytes that are no UTF-8 as escapes: neither JSON nor a terminal takes them."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _walk(shard: Path) -> tuple[dict[str, _Sample], Counter[str]]:
     samples: dict[str, _Sample] = {}
     members: Counter[str] = Counter()
     last = ""
+
+    def take(member: Entry) -> None:
+        nonlocal last
+        last = member.name
+        if member.regular:
+            _take(shard, member, samples, members)
+
     try:
-        # "r:" reads plain tar only: random access needs uncompressed bytes.
-        with tarfile.open(shard, "r:") as tar:
-            while (member := tar.next()) is not None:
-                last = member.name
-                if member.isreg() and not member.issparse():
-                    _take(shard, member, samples, members)
-                tar.members = []  # type: ignore[attr-defined]  # it keeps every header otherwise: 1 kB a member
-            end = tar.offset
-        _require_end(shard, end)
-    except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError) as error:
+        if not walk(shard, take) and not shard.stat().st_size:
+            raise NotATar("empty file")
+    except (NotATar, OSError) as error:
         raise DataError(
             f"the shard is not a whole, uncompressed tar file ({error})" + (f", after member {last!r}" if last else ""),
             where=str(shard),
@@ -263,23 +269,13 @@ def _walk(shard: Path) -> tuple[dict[str, _Sample], Counter[str]]:
     return samples, members
 
 
-def _require_end(shard: Path, offset: int) -> None:
-    """Refuse a tar file that goes on with something else: tarfile takes a broken header for the end."""
-    with open(shard, "rb") as file:
-        file.seek(offset)
-        block = file.read(tarfile.BLOCKSIZE)
-    if block.strip(b"\0"):
-        raise tarfile.ReadError(f"broken header at byte {offset}")
-
-
-def _take(shard: Path, member: tarfile.TarInfo, samples: dict[str, _Sample], members: Counter[str]) -> None:
+def _take(shard: Path, member: Entry, samples: dict[str, _Sample], members: Counter[str]) -> None:
     name = split_name(member.name)
     if name is None:
         return
     key, extension = name
-    members[extension] += 1
-    if len(members) > 10_000:
-        members.pop(min(members, key=lambda e: members[e]))
+    if extension in members or (len(members) < _EXTENSIONS and len(extension) <= _LONGEST):
+        members[extension] += 1
     sample = samples.setdefault(key, _Sample())
     if extension in _RANKS and not sample.add(extension, member):
         raise DataError(

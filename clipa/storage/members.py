@@ -9,16 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Literal, NamedTuple, TypeAlias
 
-from clipa.storage.tars import member_length, pax_path, short_name
+from clipa.storage.tars import NotATar, Walk
 
 Fault: TypeAlias = Literal["cut", "header", "behind"]
 
 _BLOCK = 512
-_REGULAR = b"0\x007"
-_WITHOUT_DATA = b"123456"
-"""Links, devices, folders: whatever their size says, no data follow (as in `tarfile`)."""
-_LONG_NAME = 1 << 20
-"""Bytes of a long name or of a pax header that are taken at most."""
 _PADDING = 64 << 10
 """Zeros at the end: writers pad to a record (GNU tar: 10 KiB); more of them are a hole."""
 
@@ -88,34 +83,23 @@ def members(chunks: Iterable[bytes], largest: int) -> Iterator[Member]:
     Raises:
         BrokenTar: after the members that were still whole.
     """
-    source = _Bytes(chunks)
-    name = ""
+    source, steps = _Bytes(chunks), Walk()
     while True:
-        header = source.take(_BLOCK)
-        if not header:
+        block = source.take(steps.need)
+        if not block and steps.between:
             return
-        if len(header) < _BLOCK:
-            raise BrokenTar("cut", f"cut inside the header at byte {source.at - len(header)}")
-        if not header.strip(b"\0"):
+        if len(block) < steps.need:
+            raise BrokenTar("cut", f"cut inside the header at byte {source.at - len(block)}")
+        try:
+            entry = steps.take(block)
+        except NotATar as error:
+            raise BrokenTar("header", str(error)) from error
+        if steps.over:
             _require_the_end(source)
             return
-        length = member_length(header)
-        if length is None:
-            raise BrokenTar("header", f"a broken header at byte {source.at - _BLOCK}")
-        kind = header[156]
-        if kind in _WITHOUT_DATA:
-            length = 0
-        if kind in b"LKxgX":
-            text = _content(source, length, _LONG_NAME)
-            if kind == ord("L"):
-                name = _text((text or b"").split(b"\0")[0])
-            elif kind in b"xX":
-                name = pax_path(text or b"") or name
-            continue
-        regular = kind in _REGULAR
-        data = _content(source, length, largest if regular else -1)
-        yield Member(name or short_name(header), length, regular, data)
-        name = ""
+        if entry:
+            data = _content(source, entry.size, largest if entry.regular else -1)
+            yield Member(entry.name, entry.size, entry.regular, data)
 
 
 def _content(source: _Bytes, length: int, largest: int) -> bytes | None:
@@ -139,7 +123,3 @@ def _require_the_end(source: _Bytes) -> None:
         zeros += len(block)
     if zeros > _PADDING:
         raise BrokenTar("behind", f"nothing but zeros from byte {began} on")
-
-
-def _text(raw: bytes) -> str:
-    return raw.decode("utf-8", "surrogateescape")

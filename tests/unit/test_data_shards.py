@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clipa.data import index
 from clipa.data.index import Part, load_counts, load_index, sidecar
 from clipa.data.shards import Reader, Sample, caption_of, label_of, open_shards
 from clipa.data.wds import shard_bytes, split_name
@@ -173,13 +174,13 @@ def test_missing_and_cut_shards_are_named(tmp_path: Path) -> None:
 class Walks:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count = 0
-        real = tarfile.open
+        real = index.build_index
 
-        def counted(*args: object, **options: object) -> tarfile.TarFile:
+        def counted(*args: object, **options: object) -> index.ShardIndex:
             self.count += 1
             return real(*args, **options)  # type: ignore[call-overload, no-any-return]
 
-        monkeypatch.setattr("clipa.data.index.tarfile.open", counted)
+        monkeypatch.setattr(index, "build_index", counted)
 
 
 def test_the_index_is_kept_and_rebuilt_when_torn_or_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
