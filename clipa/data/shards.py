@@ -259,21 +259,28 @@ class Reader:
 
     def _bytes(self, shard: _Open, row: int, part: Part) -> tuple[bytes, str]:
         offset, size, extension = shard.index.place(row, part)
-        where = f"{shard.index.shard}: {shard.index.key(row)}"
-        if size > _MAX_PART:
-            raise DataError(f".{extension} has {size} bytes", where=where, allowed=f"at most {_MAX_PART} bytes")
         try:
-            data = os.pread(shard.descriptor, size, offset)
+            data = os.pread(shard.descriptor, size, offset) if size <= _MAX_PART else b""
         except OSError as error:
-            raise StorageError(f"the shard cannot be read: {error.strerror}", where=where) from error
+            raise StorageError(f"the shard cannot be read: {error.strerror}", where=_where(shard, row)) from error
+        if size > _MAX_PART:
+            raise DataError(
+                f".{extension} has {size} bytes", where=_where(shard, row), allowed=f"at most {_MAX_PART} bytes"
+            )
         if len(data) != size:
-            raise StorageError(f"the shard ends inside .{extension}", where=where, hint="stage the dataset again")
+            raise StorageError(
+                f"the shard ends inside .{extension}", where=_where(shard, row), hint="stage the dataset again"
+            )
         return data, extension
 
     def close(self) -> None:
         """Close all files."""
         while self._open:
             os.close(self._open.popitem()[1].descriptor)
+
+
+def _where(shard: _Open, row: int) -> str:
+    return f"{shard.index.shard}: {shard.index.key(row)}"
 
 
 class _Json(msgspec.Struct):
