@@ -161,7 +161,8 @@ def train_batches(
             allowed=f"a multiple of {world}, such as {max(1, phase.batch // world) * world}",
         )
     sets = (shards, *mixed)
-    share = _TrainShare([Reader(one, Part.CAPTION) for one in sets], phase, tokenizer_name, seed, rank, world)
+    lanes = 0 if phase.lanes == 1 else -(-phase.lanes // world)
+    share = _TrainShare([Reader(one, Part.CAPTION, lanes) for one in sets], phase, tokenizer_name, seed, rank, world)
     _selection(tokenizer_name, phase.text, seed)  # what cannot be loaded is said before workers start
     if rank == 0:
         for one in sets:

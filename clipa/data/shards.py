@@ -182,17 +182,19 @@ class _Open:
 class Reader:
     """Random access to the samples that have a caption (or a label), numbered in manifest order.
 
-    Holds at most `_OPEN_SHARDS` shards open. Reads with pread, so that forked processes don't share a file position.
+    Holds at most `_OPEN_SHARDS` shards open, and two more for each of the `lanes` that are read at the same time, but
+    none that was removed. Reads with pread, so that forked processes don't share a file position.
     """
 
-    def __init__(self, shards: ShardSet, part: Part) -> None:
+    def __init__(self, shards: ShardSet, part: Part, lanes: int = 0) -> None:
         shards.require(part)
         self._shards = shards
         self._part = part
+        self._lanes = lanes
         self._open: OrderedDict[int, _Open] = OrderedDict()
 
-    def __reduce__(self) -> tuple[type[Reader], tuple[ShardSet, Part]]:
-        return Reader, (self._shards, self._part)
+    def __reduce__(self) -> tuple[type[Reader], tuple[ShardSet, Part, int]]:
+        return Reader, (self._shards, self._part, self._lanes)
 
     @cached_property
     def _ends(self) -> list[int]:
@@ -252,10 +254,17 @@ class Reader:
             self._open.move_to_end(at)
         else:
             self._open[at] = _Open(self._shards.paths[at], self._part, self._shards.coming)
-            if len(self._open) > _OPEN_SHARDS:
-                os.close(self._open.popitem(last=False)[1].descriptor)
+            self._close_some()
         shard = self._open[at]
         return shard, int(shard.rows[number - first])
+
+    def _close_some(self) -> None:
+        while len(self._open) > _OPEN_SHARDS + 2 * self._lanes:
+            os.close(self._open.popitem(last=False)[1].descriptor)
+        if self._shards.coming is not None:
+            # What is streamed is removed when it is past, and its bytes are only free once nobody has it open.
+            for at in [at for at, one in self._open.items() if os.fstat(one.descriptor).st_nlink == 0]:
+                os.close(self._open.pop(at).descriptor)
 
     def _bytes(self, shard: _Open, row: int, part: Part) -> tuple[bytes, str]:
         offset, size, extension = shard.index.place(row, part)

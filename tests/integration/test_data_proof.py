@@ -1,4 +1,8 @@
-"""The samples of a step are the same whoever reads them: real trainers, killed at random, resumed as other worlds."""
+"""The samples of a step are the same whoever reads them: real trainers, killed at random, resumed as other worlds.
+
+In two lanes: one process reads both, each of two has its own, and of four two share one. With a single lane, the same
+code, test_train_resume.py compares weights.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +18,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
-from test_train_resume import BATCH, STEPS, make_run  # noqa: F401
+from test_train_resume import STEPS, make_run  # noqa: F401
 
 from clipa.registry.run_dir import RunDir, write_whole
 from clipa.spec import plan as plans
+from tests.services.train_runs import BATCH
 
 # Every step's keys, told by the process that made it, at once. Slowly, so that there is time to kill.
 DRIVER = """
@@ -81,7 +86,7 @@ def test_every_step_has_the_samples_of_an_uninterrupted_run(
     make_run: Callable[..., RunDir],  # noqa: F811
     tmp_path: Path,
 ) -> None:
-    straight, killed = make_run("straight"), make_run("killed")
+    straight, killed = (make_run(name, lanes=2) for name in ("straight", "killed"))
     assert [rank.wait(120) for rank in start(straight, 1, 1, tmp_path)] == [0]
     whole = read(tmp_path, straight)[1]
     assert sorted(whole) == list(range(STEPS))

@@ -14,12 +14,13 @@ import msgspec
 import pytest
 from test_data_proof import DRIVER, read
 from test_stream import EACH, SHARDS, Pair, server  # noqa: F401
-from test_train_resume import BATCH, make_run  # noqa: F401
+from test_train_resume import make_run  # noqa: F401
 
 from clipa.registry.run_dir import RunDir, write_whole
 from clipa.spec import plan as plans
 from clipa.spec.plan import World
 from tests.services.faults import FaultProxy, fault_proxy
+from tests.services.train_runs import BATCH
 
 STEPS = SHARDS * EACH // BATCH
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from test_train_resume import _bytes, _finish, _jpeg, _start, _until, make_run  # noqa: F401
+from test_train_resume import _bytes, _finish, _start, _until, make_run  # noqa: F401
 
 from clipa.data.wds import shard_bytes
 from clipa.registry.run_dir import RunDir, write_whole
@@ -22,6 +22,7 @@ from clipa.storage import manifest as manifests
 from clipa.storage.manifest import Manifest, Shard
 from tests.services.faults import FaultProxy, fault_proxy
 from tests.services.s3 import client, new_bucket, s3_server
+from tests.services.train_runs import _jpeg
 
 SHARDS, EACH = 6, 24
 
@@ -48,7 +49,7 @@ class Pair:
         bucket, s3, rows = new_bucket(server), client(server), []
         for number in range(SHARDS):
             samples = range(number * EACH, (number + 1) * EACH)
-            raw = shard_bytes([(f"{n:04d}", {"jpg": _jpeg(n), "txt": f"number {n}".encode()}) for n in samples])
+            raw = shard_bytes([(f"{n:04d}", {"jpg": _jpeg(n, 16), "txt": f"number {n}".encode()}) for n in samples])
             s3.put_object(Bucket=bucket, Key=f"d/{number}.tar", Body=raw)
             rows.append(
                 Shard(name=f"{number}.tar", size=len(raw), sha256=hashlib.sha256(raw).hexdigest(), samples=EACH)

@@ -1,5 +1,7 @@
+import dataclasses
 import io
 import os
+import pickle
 import tarfile
 from pathlib import Path
 
@@ -240,6 +242,23 @@ def test_open_files_are_bounded(tmp_path: Path) -> None:
     assert len(os.listdir("/proc/self/fd")) - before <= 32
     reader.close()
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_more_lanes_have_more_files_open_and_none_that_was_removed(tmp_path: Path) -> None:
+    manifest = dataset(tmp_path, *(tar(pairs(f"k{n}")) for n in range(80)))
+    there = open_shards(manifest, tmp_path)
+    reader = pickle.loads(pickle.dumps(Reader(dataclasses.replace(there, coming=tmp_path), Part.CAPTION, lanes=20)))
+    before = len(os.listdir("/proc/self/fd"))
+    for number in range(80):
+        reader.read(number)
+    assert len(os.listdir("/proc/self/fd")) - before == 32 + 2 * 20
+    for number in range(30, 80):
+        os.unlink(tmp_path / f"{number}.tar")
+    reader.read(0)  # another one is opened: those without a name give back their bytes
+    held = [os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")]
+    assert not any("deleted" in name and str(tmp_path) in name for name in held)
+    assert reader.read(10).key == "k10"
+    reader.close()
 
 
 @pytest.mark.parametrize(
