@@ -1,20 +1,16 @@
 """One recipe on one, two and four processes (gloo), replicated whole and sharded in passes: the same losses."""
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
-import traceback
-from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import msgspec
 import pytest
 import torch
-import torch.distributed as dist
 
-from clipa.attempt.devices import Ranks
 from clipa.attempt.process import Session
 from clipa.data.pipeline import Batch
 from clipa.registry.run_dir import RunDir
@@ -22,6 +18,7 @@ from clipa.spec import plan as plans
 from clipa.train import checkpoint
 from clipa.train.learner import Learner
 from clipa.train.saver import Saver
+from tests.services.ranks import forked
 from tests.services.train_runs import BATCH, make_run
 
 STEPS = 20
@@ -80,16 +77,13 @@ def _resumed(folder, plan, ranks):
     return found
 
 
-def _rank(folder, rank, world):
-    torch.set_num_threads(1)
-    store = f"file://{folder}/store-{world}"
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world, timeout=timedelta(seconds=120))
+def _work(folder, ranks):
+    world = ranks.world
     plan = plans.decode((folder / "runs" / "same" / "plan.json").read_bytes())
     model = plan.model
     two = msgspec.structs.replace(model, image=msgspec.structs.replace(model.image, layers=2),
                                   text=msgspec.structs.replace(model.text, layers=2))  # fmt: skip
     plan = msgspec.structs.replace(plan, model=two)
-    ranks = Ranks(rank, world, torch.device("cpu"))
     found = {}
     for dtype in (torch.float64, torch.float32):
         torch.set_default_dtype(dtype)
@@ -97,10 +91,8 @@ def _rank(folder, rank, world):
         found[str(dtype)] = {way: _losses(plan, ranks, **settings) for way, settings in ways.items()}
     if world == 4:
         found["resumed"] = _resumed(folder, plan, ranks)
-    if rank == 0:
+    if ranks.is_first:
         (folder / f"{world}.json").write_text(json.dumps(found))
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
@@ -138,25 +130,8 @@ def test_the_losses_fall(found):
     assert len(set(losses)) == STEPS
 
 
-def _all_ranks(folder):
-    """Processes forked from one that has imported torch: four imports would take longer than the test."""
-    for world in (1, 2, 4):
-        children = []
-        for rank in range(world):
-            if not (child := os.fork()):
-                code = 1
-                try:
-                    _rank(folder, rank, world)
-                    code = 0
-                except BaseException:
-                    traceback.print_exc()
-                finally:
-                    os._exit(code)
-            children.append(child)
-        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-        assert codes == [0] * world, codes
-
-
 if __name__ == "__main__":
     tempfile.tempdir = sys.argv[1]
-    _all_ranks(Path(sys.argv[1]))
+    folder = Path(sys.argv[1])
+    for world in (1, 2, 4):
+        forked(world, folder / f"store-{world}", partial(_work, folder))
