@@ -15,6 +15,7 @@ import torch
 
 import clipa
 from clipa.bench import train_case, train_profile, train_project, train_show, train_sides, train_windows
+from clipa.bench.train_all import All, in_time
 from clipa.bench.train_case import Size, Work, work_of
 from clipa.bench.train_facts import Machine, Measured, Report
 from clipa.bench.train_fed import Shards, shards_of
@@ -123,13 +124,19 @@ def call(options: Options) -> int:
     began, before = time.time(), os.getloadavg()[0]
     if options.profile is not None:
         return _profile(options, options.profile)
-    measured = all_cases(options) if options.all else _one(options)
-    if options.calibrations is not None:
-        roots.remember(options.calibrations)
-    report = _report(options, measured, began, before)
-    print(
-        msgspec.json.format(msgspec.json.encode(report), indent=2).decode() if options.json else train_show.text(report)
-    )
+
+    def show(measured: Sequence[Measured]) -> None:
+        if options.calibrations is not None:
+            roots.remember(options.calibrations)
+        report = _report(options, measured, began, before)
+        raw = msgspec.json.format(msgspec.json.encode(report), indent=2).decode() if options.json else ""
+        print(raw or train_show.text(report), flush=True)
+
+    if options.all:
+        what = All(options.changes, options.rivals, options.device, options.steps, options.peak, options.calibrations)
+        in_time(what, 60 * options.minutes, show, _tell)
+    else:
+        show(_one(options))
     return 0
 
 
@@ -162,48 +169,6 @@ def _sizes(work: Work, options: Options) -> tuple[Size, Size | None]:
         return Size(min(CPU_BATCH, work.phase.batch)), None
     at_once, share = work.at_once(), work.share()
     return at_once, share if share.batch > at_once.batch else None
-
-
-PIPELINES = ("clipa-l16-i37-t8", "clipa-b16-i50-t16", "clipa-l16-i17-t16")
-"""In the order of their weight: what comes last is left out where time is short."""
-COMPARED = PIPELINES[:2]
-WINDOWS_S, OWN_WINDOWS_S = 24.0, 8.0
-"""Seconds of windows of a comparison and of a rate. The rest of eight minutes goes to compilation and warm-up."""
-LONGEST_S = {True: 150.0, False: 60.0}
-"""A case that compares, or not, is not begun with less time than this left."""
-
-
-class _Step(NamedTuple):
-    work: Work
-    size: Size
-    rivals: tuple[Flags, ...]
-    keeps: bool
-
-
-def _steps(options: Options) -> list[_Step]:
-    """Everything that --all measures, the most telling first."""
-    compared, rates, tunes = [], [], []
-    for name in PIPELINES:
-        pre, tune = (work_of(name, phase, options.changes, options.device) for phase in ("pretrain", "finetune"))
-        if name in COMPARED:
-            compared.append(_Step(pre, pre.at_once(), options.rivals, False))
-        rates.append(_Step(pre, pre.share(), (), True))
-        tunes.append(_Step(tune, tune.share(), (), True))
-    return [*compared, *rates[:2], *tunes[:2], rates[2], tunes[2]]
-
-
-def all_cases(options: Options) -> list[Measured]:
-    """What the three academic pipelines need, for as long as there is time; what does not fit is left out, and said."""
-    began, found = time.monotonic(), list[Measured]()
-    for step in _steps(options):
-        left = 60 * options.minutes - (time.monotonic() - began)
-        if left < LONGEST_S[bool(step.rivals)] and found:
-            _tell(f"left out for lack of time: {step.work.recipe.name} {step.work.name}")
-            continue
-        seconds = WINDOWS_S if step.rivals else OWN_WINDOWS_S
-        found.append(measure(step.work, step.size, _ask(options, seconds, step.rivals, step.keeps)))
-        _tell(train_show.text_of(found[-1]))
-    return found
 
 
 def _report(options: Options, measured: Sequence[Measured], began: float, load: float) -> Report:

@@ -118,7 +118,7 @@ def _timed(work: Work, size: Size, ask: Ask) -> tuple[dict[str, Timed], dict[str
     ask.tell(
         f"{case.recipe} {case.phase}: {size.batch:,} samples a step, {len(entries)} side(s), {ask.budget.seconds:.0f} s"
     )
-    timed = train_windows.measure(entries, size.batch, work.device, ask.budget, tell)
+    timed = train_windows.measure(entries, size.batch, work.device, ask.budget, tell, ask.tell)
     if bad := learners[0].finite.read():
         raise TrainError(
             f"step {bad} was not finite, and no step after it was applied: their time means nothing",

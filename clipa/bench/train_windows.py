@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import math
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -20,11 +23,20 @@ FEWEST = 3
 """Windows of each side at least, so that a median is one."""
 
 
+SIGN_S = 10.0
+"""Seconds from one sign of life to the next while a side warms up: the compiler says nothing for minutes."""
+
+
 class Budget(NamedTuple):
-    """How long to measure: seconds for all sides together, or steps a window (0: as many as last WINDOW_S)."""
+    """How long to measure: seconds for all sides together, or steps a window (0: as many as last WINDOW_S).
+
+    `until`: the moment (`time.perf_counter`) after which no further side is made and no further round begins, although
+    there are fewer than FEWEST then: compilation and warm-up count against it.
+    """
 
     seconds: float
     steps: int = 0
+    until: float = math.inf
 
 
 class Timed(NamedTuple):
@@ -93,25 +105,31 @@ class Entry(NamedTuple):
 
 
 def measure(
-    entries: Sequence[Entry], batch: int, device: torch.device, budget: Budget, tell: Callable[[str], None]
-) -> dict[str, Timed]:
+    entries: Sequence[Entry], batch: int, device: torch.device, budget: Budget, tell: Callable[[str], None],
+    sign: Callable[[str], None] = lambda _: None,
+) -> dict[str, Timed]:  # fmt: skip
     """Make all sides, warm them up, and let them step in turn: A B A B ..., window by window.
 
     Args:
         entries: the sides in the order of their turns. One that fails is left out and told, but for the first.
         batch: samples a step.
         device: of all of them.
-        budget: how long; at least FEWEST windows of each, whatever it says.
+        budget: how long; at least FEWEST windows of each within its last moment, and one in any case.
         tell: told of a side that is left out.
+        sign: told every few seconds that a side still warms up.
     """
     clocks: list[_Clock] = []
     warmth: list[tuple[float, float]] = []
     held: list[int] = []
     for entry in entries:
+        if clocks and time.perf_counter() > budget.until:
+            tell(f"{entry.name} is left out for lack of time")
+            continue
         before = _allocated(device)
         try:
-            clock = _Clock(entry.make(), batch, device)
-            warmth.append(clock.warm())
+            with _signs(sign, f"{entry.name}: warming up, and compiling where it does"):
+                clock = _Clock(entry.make(), batch, device)
+                warmth.append(clock.warm())
         except (RuntimeError, AttributeError, ImportError) as error:  # the compiler's errors are RuntimeErrors
             if not clocks or (isinstance(error, RuntimeError) and is_out_of_memory(error)):
                 raise
@@ -123,7 +141,7 @@ def measure(
         held.append(_allocated(device) - before)
     steps = [budget.steps or max(1, round(WINDOW_S / clock.run(1))) for clock in clocks]
     began, rounds = time.perf_counter(), 0
-    while rounds < FEWEST or time.perf_counter() - began < budget.seconds * (1 - 1 / (rounds + 1)):
+    while _goes_on(rounds, time.perf_counter(), began, budget):
         for clock, count in zip(clocks, steps, strict=True):
             clock.window(count)
         rounds += 1
@@ -131,6 +149,32 @@ def measure(
         clock.side.name: Timed(clock.rates, max(0, clock.peak - (sum(held) - own)), first, warm)
         for clock, own, (first, warm) in zip(clocks, held, warmth, strict=True)
     }
+
+
+def _goes_on(rounds: int, now: float, began: float, budget: Budget) -> bool:
+    if rounds == 0:
+        return True
+    return now < budget.until and (rounds < FEWEST or now - began < budget.seconds * (1 - 1 / (rounds + 1)))
+
+
+@contextlib.contextmanager
+def _signs(sign: Callable[[str], None], words: str) -> Iterator[None]:
+    """Say what is going on, now and every SIGN_S seconds, until the block ends."""
+    over = threading.Event()
+    began = time.monotonic()
+
+    def run() -> None:
+        while not over.wait(SIGN_S):
+            sign(f"{words}: {time.monotonic() - began:.0f} s so far")
+
+    sign(words)
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def ratios(timed: dict[str, Timed], own: str) -> dict[str, Spread]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,30 +14,23 @@ from typer.testing import CliRunner
 
 from clipa.bench import (
     train,
-    train_call,
     train_fed,
-    train_profile,
-    train_project,
     train_run,
     train_sides,
     train_windows,
 )
 from clipa.bench.train_case import Size, Work, made_batches, work_of
-from clipa.bench.train_facts import Report, spread
+from clipa.bench.train_facts import spread
 from clipa.bench.train_run import Ask
 from clipa.bench.train_sides import DEFAULTS, SAME, Contender
 from clipa.bench.train_windows import Budget, Entry
 from clipa.cli.main import app
 from clipa.errors import ConfigError, InputError, MissingPart, TrainError
 from clipa.made import demo
-from clipa.registry import calibration
-from clipa.registry.calibration import Calibration
 from clipa.spec.budget import train_budget
 from clipa.spec.catalog import find_recipe, recipes
-from clipa.spec.hardware import GPUS
 from clipa.spec.job import Eval
 from clipa.spec.load import load_recipe
-from clipa.train import learner as learners
 
 CPU = torch.device("cpu")
 QUICK = Budget(0.0, 1)
@@ -219,155 +211,6 @@ def test_the_plan_reads_what_was_measured(
     assert rate["samples_per_s"] == pytest.approx(found.sides[0].samples_per_s.median)
 
 
-def _calibration(recipe: str, phase: str, rate: float) -> Calibration:
-    work = work_of(recipe, phase, (), CPU)
-    timed = train_windows.Timed([rate], 0, 0.0, 0.0)
-    return msgspec.structs.replace(train_run.calibration_of(work, Size(64), timed), gpu="NVIDIA H100 80GB HBM3")
-
-
-def test_projected_days_are_samples_over_rates_and_the_slower_of_computing_and_decoding() -> None:
-    known = [
-        _calibration("clipa-b16-i50-t16", phase, rate) for phase, rate in (("pretrain", 8000.0), ("finetune", 1000.0))
-    ]
-    found = train_project.projected(GPUS["H100"], known, cores=1_000_000)
-    hours = 2_443_992_504 / 8000 / 8 / 3600 + 131_072_000 / 1000 / 8 / 3600
-    first = found[0]
-    assert (first.recipe, first.said_days, first.said_gpu_hours) == ("clipa-b16-i50-t16", 2.0, 444)
-    assert first.compute_days == pytest.approx(hours / 24, rel=1e-3)
-    assert first.days == pytest.approx(first.compute_days)
-    assert first.gpu_hours == pytest.approx(8 * hours, rel=1e-3)
-    assert all("measured (" in basis for basis in first.basis)
-    assert ["measured share" in basis for basis in found[2].basis] == [True, True]  # L/16 was not measured
-    bound = train_project.projected(GPUS["H100"], known, cores=1)[0]
-    assert bound.days == pytest.approx(bound.data_days)
-    assert bound.data_days == pytest.approx(first.data_days * 1_000_000, rel=1e-3)
-    assert bound.compute_days == first.compute_days
-
-
-def test_all_measures_comparisons_rates_and_fine_tunes_and_leaves_out_what_time_does_not_allow(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(train_call, "PIPELINES", ("demo",))
-    monkeypatch.setattr(train_call, "COMPARED", ("demo",))
-    monkeypatch.setattr(train_call, "WINDOWS_S", 0.0)
-    monkeypatch.setattr(train_call, "OWN_WINDOWS_S", 0.0)
-    monkeypatch.setattr(train_call, "_steps", lambda options: _first_three(options))
-    options = _options(tmp_path, minutes=60.0)
-    found = train_call.all_cases(options)
-    assert [(m.case.phase, len(m.sides), bool(m.calibration)) for m in found] == [
-        ("pretrain", 2, False), ("pretrain", 1, True), ("finetune", 1, True),
-    ]  # fmt: skip
-    assert len(calibration.read([tmp_path])) == 2
-    assert len(train_call.all_cases(options._replace(minutes=0.001))) == 1
-    assert "left out for lack of time: demo finetune" in capsys.readouterr().err
-
-
-_REAL_STEPS = train_call._steps
-
-
-def _first_three(options: train_call.Options) -> list[object]:
-    tables = []
-    for name in ("demo",):
-        pre, tune = (work_of(name, phase, TINY, CPU) for phase in ("pretrain", "finetune"))
-        tables = [
-            train_call._Step(pre, pre.at_once(), options.rivals, False),
-            train_call._Step(pre, pre.share(), (), True),
-            train_call._Step(tune, tune.share(), (), True),
-        ]
-    return list(tables)
-
-
-def _options(root: Path, minutes: float) -> train_call.Options:
-    return train_call.Options(
-        recipe="demo", phase="", changes=TINY, rivals=(SAME["fp32"],), device=CPU, batch=0, shards=None,
-        minutes=minutes, steps=1, peak=None, cores=0, all=True, profile=None, json=False, calibrations=root,
-    )  # fmt: skip
-
-
-def test_all_begins_with_what_matters_most(tmp_path: Path) -> None:
-    steps = _REAL_STEPS(_options(tmp_path, 8.0)._replace(changes=()))
-    told = [(s.work.recipe.name, s.work.name, len(s.rivals), s.keeps, s.size.batch, s.size.at_once) for s in steps]
-    assert told[:4] == [
-        ("clipa-l16-i37-t8", "pretrain", 1, False, 1024, 0),
-        ("clipa-b16-i50-t16", "pretrain", 1, False, 2048, 0),
-        ("clipa-l16-i37-t8", "pretrain", 0, True, 4096, 1024),
-        ("clipa-b16-i50-t16", "pretrain", 0, True, 8192, 2048),
-    ]
-    assert {(name, phase) for name, phase, _, keeps, *_ in told if keeps} == {
-        (name, phase) for name in train_call.PIPELINES for phase in ("pretrain", "finetune")
-    }
-
-
-def test_the_profile_has_a_trace_and_names_the_regions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["demo", "--batch=8", "--device=cpu", "--profile", f"--to={tmp_path}", *(f"--set={c}" for c in TINY)]
-    assert train.main(words) == 0
-    said = capsys.readouterr().out
-    for region in (
-        "image tower forward",
-        "text tower forward",
-        "loss",
-        "colours",
-        "backward",
-        "optimizer",
-        "the whole step",
-    ):
-        assert re.search(rf"^{region} +\d", said, re.MULTILINE), region
-    trace = json.loads((tmp_path / "clipa.trace.json").read_text())
-    assert any(event.get("name") == "region: image tower forward" for event in trace["traceEvents"])
-    assert "aten::" in (tmp_path / "clipa.txt").read_text()
-
-
-def test_regions_are_named_only_while_they_are_recorded(work: Work) -> None:
-    learner = train_sides.ours(work, Size(4), made_batches(work, Size(4)))[1]
-    before, moved = learner._colours, learners.moved
-    with train_profile.named(learner):
-        assert learner._colours is not before
-        assert learners.moved is not moved
-    assert learner._colours is before
-    assert learners.moved is moved
-    assert not learner.model.image._forward_hooks
-
-
-def test_the_command_prints_facts_as_json(capfd: pytest.CaptureFixture[str]) -> None:
-    words = ["bench", "train", "demo", "--batch", "8", "--steps", "1", "--minutes", "0.001", "--json"]
-    done = CliRunner().invoke(app, [*words, *(w for change in TINY for w in ("--set", change))])
-    out, err = capfd.readouterr()
-    assert done.exit_code == 0, err
-    report = msgspec.json.decode(out, type=Report)
-    assert report.machine.device == "CPU"
-    assert report.machine.threads >= 1
-    assert report.measured[0].case.image_tokens == 4
-    assert report.measured[0].sides[0].samples_per_s.median > 0
-    assert not report.projected
-    assert "not projected" in report.notes[0]
-
-
-BAD = [
-    (["no-such-recipe"], "no recipe 'no-such-recipe'", "clipa recipes"),
-    (["demo", "--phase=eval"], "phase eval trains nothing", "--phase pretrain"),
-    (["demo", "--phase=pretrian"], "there is no phase 'pretrian'", 'did you mean "pretrain"?'),
-    (["demo", "--device=cuda"], "torch sees no GPU here", "--device cpu"),
-    (["demo", "--batch=1"], "--batch must be >= 2", ""),
-    (["demo", "--minutes=-1"], "--minutes must be >= 0", ""),
-    (["demo", "--data=/nowhere/at/all"], "no dataset '/nowhere/at/all'", ""),
-    (["demo", "--data=s3://bucket/x"], "where they lie on this machine's disks", "clipa data stage"),
-    (["demo", "--write-calibration"], "clipa plan prices GPUs", ""),
-    (["--all"], "torch sees none here", "--vs open_clip"),
-    (["demo", "--all"], "--all measures recipes", ""),
-    (["demo", "--set=phases.pretrain.batch=x"], "batch", ""),
-]
-
-
-@pytest.mark.parametrize(("words", "said", "hint"), BAD, ids=[" ".join(words) for words, *_ in BAD])
-@pytest.mark.skipif(torch.cuda.is_available(), reason="says what a machine without a GPU says")
-def test_bad_input_is_refused(words: list[str], said: str, hint: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert train.main(words) == 2
-    out, err = capsys.readouterr()
-    assert not out
-    assert said in err
-    assert hint in err
-
-
 def test_a_missing_open_clip_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "open_clip_train.params", None)
     with pytest.raises(MissingPart) as caught:
@@ -397,12 +240,3 @@ def test_a_dataset_that_is_bound_to_a_store_is_not_measured_here(
     with pytest.raises(InputError) as caught:
         train_fed.shards_of("laion", 0)
     assert "clipa data stage laion" in caught.value.hint
-
-
-@pytest.mark.long
-def test_the_whole_comparison_with_its_best_flags(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["demo", "--batch=8", "--steps=1", "--minutes=0.001", "--vs=open_clip", *(f"--set={c}" for c in TINY)]
-    assert train.main(words) == 0
-    said = capsys.readouterr().out
-    assert len(re.findall(r"times as fast as open_clip, (defaults|our precision|best flags) \(", said)) == 3
-    assert "amp_bf16, compiled" in said
