@@ -70,11 +70,12 @@ class Streamer:
         self._coming: set[int] = set()
         self._failure: Exception | None = None
         self._step = 0
-        self._leave = False
+        self._went_back = self._leave = False
 
     def tell(self, step: int) -> None:
-        """So many steps are done."""
+        """So many steps are done. Fewer than before: the training went back, to samples that may be gone again."""
         with self._told:
+            self._went_back = self._went_back or step < self._step
             self._step = step
             self._told.notify_all()
 
@@ -103,33 +104,38 @@ class Streamer:
         held: list[Reading] = []
         pool = ThreadPoolExecutor(_THREADS)
         try:
-            # Without an end: a run that went past some samples reads as many more (clipa.registry.skips).
-            for window in self._mixture.readings(start, self._lanes):
-                self._wait_for_room(held, window, ahead, limit if window.first < stop else None)
-                held.append(window)
-                for number in window.shards:
-                    if self._takes(number):
-                        pool.submit(self._work, number)
+            while True:
+                # Without an end: a run that went past some samples reads as many more (clipa.registry.skips).
+                for window in self._mixture.readings(self._step, self._lanes):
+                    if not self._has_room(held, window, ahead, limit if window.first < stop else None):
+                        break
+                    held.append(window)
+                    for number in window.shards:
+                        if self._takes(number):
+                            pool.submit(self._work, number)
         finally:
             self.leave()
             # What failed is said at once. When all leave, nobody may write into a folder that is removed.
             pool.shutdown(wait=self._failure is None, cancel_futures=True)
 
-    def _wait_for_room(self, held: list[Reading], window: Reading, ahead: int, limit: int | None) -> None:
-        """Wait until a window is needed now, or, unless `limit` is None, has room."""
+    def _has_room(self, held: list[Reading], window: Reading, ahead: int, limit: int | None) -> bool:
+        """Wait until a window is needed now, or, unless `limit` is None, has room; False: it went back."""
         with self._told:
             while not (self._leave or self._failure):
+                if self._went_back:
+                    self._went_back = False
+                    return False
                 past = [one for one in held if one.end <= self._step - _LAG]
                 if past:
                     held[:] = [one for one in held if one.end > self._step - _LAG]
                     self._remove(past, [*held, window])
                 if window.first <= self._step + ahead:
-                    return
+                    return True
                 numbers = {number for one in (*held, window) for number in one.shards}
                 size = sum(self._shards[number].size for number in numbers)
                 fits = size <= limit if limit else len(held) < _WINDOWS * len(self._lanes)
                 if fits and limit is not None:
-                    return
+                    return True
                 self._told.wait()
         raise self._failure or Stopped
 

@@ -108,6 +108,7 @@ class Trainer:
         while self.step < self.plan.steps:
             skips = self.skips
             stop, shift = stretch(self.step, self.plan.steps, skips)
+            tell(self.step + shift)
             batches = train_batches(
                 shards,
                 self.phase,
