@@ -1,8 +1,8 @@
 """`python -m clipa.data.shrink < request`: a dataset written anew with smaller images, for phases of low resolution.
 
-Keys, captions and the order of members stay; so do images that are small enough or cannot be decoded. Each shard is
-whole or not there, with a receipt beside it (`shrunk/<name>.json`), so that the same command goes on where it was. The
-manifest is written last.
+Keys, captions and the order of members stay; so do images that are small enough or cannot be decoded, and the files
+beside the shards that say how to read them. Each shard is whole or not there, with a receipt beside it
+(`shrunk/<name>.json`), so that the same command goes on where it was. The manifest is written last.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from clipa.staging import errand
 from clipa.staging.census import STATS_THREADS
 from clipa.storage import manifest as manifests
 from clipa.storage.dataset import index, publish_manifest, require_safe
+from clipa.storage.evaluation import DATASET_TYPE, NSHARDS
 from clipa.storage.manifest import Manifest, Shard
 from clipa.storage.store import Entry, Store
 
@@ -34,6 +35,8 @@ SIDES = (16, 4096)
 """The smallest and largest shorter side, in pixels."""
 _ABOUT = f"{FOLDER}/about.json"
 _SHOWN = 10
+SIDE_FILES = (manifests.CLASSNAMES, manifests.TEMPLATES, DATASET_TYPE, NSHARDS)
+"""Files beside shards that evaluations read (clipa.storage.evaluation)."""
 
 
 class About(Record, frozen=True, kw_only=True):
@@ -102,6 +105,8 @@ def shrink(
         told(len(receipts) + len(failures), len(manifest.shards))
     _require_all(failures, old)
     _sweep(new, manifest)
+    for name in _side_files(old, manifest):
+        new.write(name, old.read(name))
     rows = [receipts[shard.name] for shard in manifest.shards]
     return _finished(new, rows, len(todo), time.monotonic() - began)
 
@@ -176,6 +181,15 @@ def _require_same(new: Store, about: About) -> None:
                 where=new.url,
                 hint="give an empty folder",
             )
+
+
+def _side_files(old: Store, manifest: Manifest) -> list[str]:
+    """What says how the shards are read (class names, templates, ...), at the source and in folders of its shards."""
+    if old.pattern:  # a part of the shards: how many there are is another number then
+        return [name for name in SIDE_FILES if name != NSHARDS and old.exists(name)]
+    folders = {"", *(shard.name.rpartition("/")[0] for shard in manifest.shards)}
+    names = [entry.name for entry in old.list()]
+    return [name for name in names if name.rpartition("/")[2] in SIDE_FILES and name.rpartition("/")[0] in folders]
 
 
 def _require_all(failures: Sequence[Failure], old: Store) -> None:

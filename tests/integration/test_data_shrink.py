@@ -23,6 +23,7 @@ from clipa.data.shrink import shrink as make
 from clipa.errors import DataError, InputError
 from clipa.spec.cluster import Dataset
 from clipa.storage import manifest as manifests
+from clipa.storage.evaluation import open_set
 from clipa.storage.members import members
 from clipa.storage.store import Store
 from tests.services.faults import FaultProxy
@@ -190,6 +191,34 @@ def test_what_is_refused(tmp_path: Path) -> None:
     before = (tmp_path / "other" / "00000.tar").read_bytes()
     assert "something else" in refused(source, tmp_path / "other")
     assert (tmp_path / "other" / "00000.tar").read_bytes() == before
+
+
+@pytest.mark.parametrize("part", ["", "/test/{0..0}.tar"])
+def test_an_evaluation_set_stays_one(tmp_path: Path, part: str) -> None:
+    source, out = tmp_path / "wds_x", tmp_path / "out"
+    (source / "test").mkdir(parents=True)
+    for shard in range(2):
+        members = [
+            (f"s{n}.{end}", data) for n in range(2) for end, data in (("jpg", picture(n, 96, 128)), ("cls", b"1"))
+        ]
+        (source / "test" / f"{shard}.tar").write_bytes(tar(members))
+    beside = {
+        "classnames.txt": "cat\ndog", "zeroshot_classification_templates.txt": "a {c}", "dataset_type.txt": "probe",
+        "test/nshards.txt": "2", "notes.txt": "mine", "val/nshards.txt": "1",
+    }  # fmt: skip
+    (source / "val").mkdir()
+    for name, text in beside.items():
+        (source / name).write_text(text)
+    shrink(f"{source}{part}", out, "--short-side", "64")
+    found = {str(path.relative_to(out)): path.read_text() for path in out.rglob("*.txt")}
+    if part:
+        assert found == {}, "what lies above the shards' folder is no part of them"
+        return
+    carried = {name: beside[name] for name in beside if name not in ("notes.txt", "val/nshards.txt")}
+    assert found == carried
+    small, whole = (open_set(Dataset(url=str(folder)), "test") for folder in (out, source))
+    assert [shard.name for shard in small.manifest.shards] == [shard.name for shard in whole.manifest.shards]
+    assert small._replace(source=whole.source, manifest=whole.manifest) == whole
 
 
 def test_a_broken_shard_is_named_and_no_manifest_claims_it(tmp_path: Path) -> None:
