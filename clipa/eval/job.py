@@ -18,8 +18,9 @@ from clipa.data.scored import ScoredBatch, Source, View, scored_batches
 from clipa.data.shards import ShardSet
 from clipa.data.tokenizer import tokenizer
 from clipa.model.clip import Clip
+from clipa.reduction.text import TokenSelection
 from clipa.registry.run_dir import RunDir
-from clipa.spec.card import Card
+from clipa.spec.card import Card, prompt_input
 from clipa.spec.plan import Data, EvalData, Plan
 from clipa.storage.manifest import Manifest
 
@@ -78,12 +79,13 @@ class Bench(NamedTuple):
             return self.model.encode_image(normalise(images.to(self.ranks.device), view.mean, view.std))
 
     def text_features(self, texts: list[str]) -> torch.Tensor:
-        """Normalised features [n, embed_dim] of texts, tokenised as the weights were trained."""
+        """Normalised features [n, embed_dim] of texts, tokenised as `prompt_input` says."""
+        select = TokenSelection(tokenizer(self.card.model.text.tokenizer), prompt_input(self.card))
         parts = [torch.zeros((0, self.card.model.embed_dim), device=self.ranks.device)]
         for start in range(0, len(texts), _TEXTS_AT_ONCE):
             self.pulse.beat()
             some = texts[start : start + _TEXTS_AT_ONCE]
-            tokens = tokenizer(self.card.model.text.tokenizer).encode(some, self.card.text_tokens)
+            tokens = select(some)
             with autocast(self.precision, self.ranks.device):
                 parts.append(self.model.encode_text(tokens.to(self.ranks.device)))
         return torch.cat(parts)

@@ -17,9 +17,10 @@ from clipa.data import imagenet
 from clipa.data.scored import share_of
 from clipa.errors import DataError, TrainError
 from clipa.eval.job import Bench
+from clipa.spec.card import prompt_input
 from clipa.spec.plan import EvalData
 
-_VERSION = 1
+_VERSION = 2
 """Of the cached classifiers: raise it when prompts or their averaging change."""
 _PROMPTS_AT_ONCE = 1024
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -109,7 +110,7 @@ def _cache_file(bench: Bench, prompts: Prompts) -> Path | None:
     if not bench.digest:
         return None
     card = bench.card
-    key = [_VERSION, bench.digest, card.text_tokens, card.model.text.tokenizer, bench.precision, *prompts]
+    key = [_VERSION, bench.digest, prompt_input(card), card.model.text.tokenizer, bench.precision, *prompts]
     return bench.cache / "prompts" / f"{hashlib.sha256(msgspec.json.encode(key)).hexdigest()}.safetensors"
 
 

@@ -13,6 +13,7 @@ from typing import Literal
 import msgspec
 
 from clipa.errors import ConfigError
+from clipa.spec.inputs import TextInput, TextReduction
 from clipa.spec.job import TrainPhase
 from clipa.spec.model import Model
 from clipa.spec.plan import Plan, Record
@@ -26,8 +27,8 @@ COMPLETE_NAME = "COMPLETE"
 class Card(Record, frozen=True, kw_only=True):
     """Model and inputs that the weights were trained with. `image_size` in pixels, `text_tokens` with start and end.
 
-    `loss` says how logits are made: the weights of `sigmoid` hold a bias beside the scale. `origin`: the file that
-    converted weights come from.
+    `loss` says how logits are made: the weights of `sigmoid` hold a bias beside the scale. `text_reduction` and
+    `tagger`: what was kept of captions. `origin`: the file that converted weights come from.
     """
 
     model: Model
@@ -37,10 +38,22 @@ class Card(Record, frozen=True, kw_only=True):
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     loss: Literal["softmax", "sigmoid"] = "softmax"
+    text_reduction: TextReduction = "truncate"
+    tagger: Literal["table", "nltk"] = "table"
     run: str = ""
     step: int = 0
     origin: str = ""
     schema: int = SCHEMA
+
+
+def prompt_input(card: Card) -> TextInput:
+    """How prompts enter at evaluation: by `syntax` where captions did, or the class would be cut off ("a bad photo of
+    a golden" of 8 tokens); as CLIPA's torch code and its H/14 and G/14 configs do. `random` and `block` are masking, of
+    training alone: a prompt is truncated.
+    """
+    if card.text_reduction != "syntax":
+        return TextInput(tokens=card.text_tokens)
+    return TextInput(tokens=card.text_tokens, reduction="syntax", tagger=card.tagger)
 
 
 def decode(raw: bytes) -> Card:
@@ -65,6 +78,8 @@ def card_of(plan: Plan, step: int = 0) -> Card:
         mean=settings.image.mean,
         std=settings.image.std,
         loss=settings.loss,
+        text_reduction=settings.text.reduction,
+        tagger=settings.text.tagger,
         run=plan.run,
         step=step,
     )

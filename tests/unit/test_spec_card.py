@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from clipa.errors import ConfigError
-from clipa.spec.card import require_same_model
+from clipa.spec.card import Card, decode, prompt_input, require_same_model
 from clipa.spec.model import ImageTower, Model, TextTower
 
 REPLACE = msgspec.structs.replace
@@ -61,3 +61,25 @@ def test_the_same_model_passes_however_its_ratio_is_written() -> None:
     require_same_model(BASE, BASE, "here")
     exact = REPLACE(BASE, image=REPLACE(BASE.image, width=1664, heads=16, mlp_ratio=8192 / 1664))
     require_same_model(exact, REPLACE(exact, image=REPLACE(exact.image, mlp_ratio=4.9231)), "here")
+
+
+@pytest.mark.parametrize(
+    ("trained", "shown"),
+    [("truncate", "truncate"), ("syntax", "syntax"), ("random", "truncate"), ("block", "truncate")],
+)
+def test_prompts_enter_as_captions_did_but_are_never_masked(trained: str, shown: str) -> None:
+    card = Card(
+        model=BASE, image_size=32, text_tokens=8, positions="sincos2d", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5),
+        text_reduction=trained, tagger="nltk" if trained == "syntax" else "table",  # type: ignore[arg-type]
+    )  # fmt: skip
+    found = prompt_input(decode(msgspec.json.encode(card)))
+    assert (found.tokens, found.reduction, found.tagger) == (8, shown, card.tagger)
+
+
+def test_a_card_of_before_says_nothing_of_prompts_and_they_are_truncated() -> None:
+    card = Card(
+        model=BASE, image_size=32, text_tokens=8, positions="sincos2d", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
+    )
+    old = msgspec.json.decode(msgspec.json.encode(card))
+    old.pop("text_reduction", None), old.pop("tagger", None)
+    assert prompt_input(decode(msgspec.json.encode(old))).reduction == "truncate"
