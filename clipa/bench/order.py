@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from clipa.data.index import Part
 from clipa.data.order import Mixture, Order
-from clipa.data.shards import Reader, open_coming
+from clipa.data.shards import Coming, Reader, open_coming
 from clipa.storage import manifest as manifests
 from clipa.storage.manifest import Manifest, Shard
 
@@ -49,7 +49,8 @@ def main() -> None:
     _timed("plan: digest", lambda: manifest.digest)
     print(f"{'manifest':28} {len(raw) / 2**20:8.1f} MiB")
     read = _timed("start: manifest read", lambda: manifests.decode(raw))
-    opened = _timed("start: shards opened", lambda: open_coming(read, Path("/nowhere")))
+    nowhere = Path("/nowhere")
+    opened = _timed("start: shards opened", lambda: open_coming(read, nowhere, Coming(nowhere, nowhere)))
     reader = _timed("start: reader", lambda: Reader(opened, Part.CAPTION))
     pickled = _timed("start: sent to a worker", lambda: pickle.dumps(reader))
     print(f"{'message to a worker':28} {len(pickled) / 2**20:8.1f} MiB")

@@ -19,8 +19,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from clipa.data.index import Counts, Part, ShardIndex, load_counts, load_index
+from clipa.data.index import Counts, Part, ShardIndex, load_counts, load_index, sidecar
 from clipa.errors import DataError, StorageError
+from clipa.staging.meeting import ALIVE, FAILED, SILENT_S
 from clipa.storage.manifest import Manifest
 from clipa.storage.tars import CAPTIONS, IMAGES, LABELS, TARGETS
 
@@ -30,13 +31,8 @@ _OPEN_SHARDS = 32
 _MAX_PART = 256 << 20
 """Bytes of one image, caption or label that are read at most: more is a broken shard, not a sample."""
 
-ALIVE, FAILED = ".alive", ".failed"
-"""Files of who brings shards while they are read: touched every second; why it has given up."""
-
-_SILENT_S = 60.0
-"""After so long without a sign of life nobody brings shards any more."""
-
 _LOOK_S = 0.05
+_SAY_S = 2.0
 
 _COUNTED = {Part.CAPTION: "captioned", Part.LABEL: "labelled", Part.TARGET: "targeted"}
 
@@ -50,16 +46,25 @@ class Sample(NamedTuple):
     extension: str
 
 
+class Coming(NamedTuple):
+    """Where who brings shards says that it works, or has given up (`clipa.staging.meeting`), and the file that is
+    touched while a shard is waited for.
+    """
+
+    place: Path
+    sign: Path
+
+
 @dataclass(frozen=True)
 class ShardSet:
     """The shards of one dataset on local disk, in manifest order, with what each one holds.
 
-    `coming`: the folder that another process brings shards to, as they are needed (`clipa.data.streamer`).
+    `coming`: says that they arrive while they are read.
     """
 
     paths: tuple[Path, ...]
     counts: tuple[Counts, ...]
-    coming: Path | None = None
+    coming: Coming | None = None
 
     @property
     def folder(self) -> str:
@@ -133,8 +138,8 @@ def open_shards(manifest: Manifest, folder: Path, seen: Callable[[], None] | Non
     return shards
 
 
-def open_coming(manifest: Manifest, folder: Path) -> ShardSet:
-    """The shards of a manifest that are brought while they are read; how many samples each has says the manifest.
+def open_coming(manifest: Manifest, folder: Path, coming: Coming) -> ShardSet:
+    """The shards of a manifest that arrive in a folder while they are read, with as many samples as the manifest says.
 
     Raises:
         DataError: the manifest does not say it.
@@ -144,35 +149,44 @@ def open_coming(manifest: Manifest, folder: Path) -> ShardSet:
     counts = tuple(
         Counts(captioned=s.samples or 0, labelled=0, targeted=0, skipped=0, members={}) for s in manifest.shards
     )
-    return ShardSet(tuple(folder / shard.name for shard in manifest.shards), counts, coming=folder)
+    return ShardSet(tuple(folder / shard.name for shard in manifest.shards), counts, coming)
 
 
-def _await(path: Path, folder: Path) -> None:
-    """Wait for a shard that is brought to a folder.
+def _await(path: Path, coming: Coming) -> None:
+    """Wait for a shard and its index.
 
     Raises:
         StorageError: whoever brings it has given up, or gives no sign of life.
     """
-    seen, since = 0, time.monotonic()
-    while not path.exists():
+    index = sidecar(path)
+    seen, since, said = 0, time.monotonic(), 0.0
+    while not (index.exists() and path.exists()):
+        now = time.monotonic()
         with contextlib.suppress(FileNotFoundError):
-            raise StorageError((folder / FAILED).read_text())
+            raise StorageError((coming.place / FAILED).read_text())
         with contextlib.suppress(FileNotFoundError):
-            if (beat := (folder / ALIVE).stat().st_mtime_ns) != seen:
-                seen, since = beat, time.monotonic()
-        if time.monotonic() - since > _SILENT_S:
-            raise StorageError("the process that streams shards is gone", where=str(path))
+            if (beat := (coming.place / ALIVE).stat().st_mtime_ns) != seen:
+                seen, since = beat, now
+        if now - since > SILENT_S:
+            raise StorageError("the process that brings shards is gone", where=str(path))
+        if now - said > _SAY_S:
+            coming.sign.parent.mkdir(parents=True, exist_ok=True)
+            coming.sign.touch()
+            said = now
         time.sleep(_LOOK_S)
 
 
 class _Open:
     """One shard that is open in this process."""
 
-    def __init__(self, path: Path, part: Part, coming: Path | None) -> None:
+    def __init__(self, path: Path, part: Part, samples: int, coming: Coming | None) -> None:
         if coming is not None:
             _await(path, coming)
         self.index: ShardIndex = load_index(path)
         self.rows: NDArray[np.int64] = self.index.having(part)
+        if coming is not None and len(self.rows) != samples:
+            # Who brings it is about to say so too: the order of samples rests on these numbers.
+            raise StorageError(f"{len(self.rows)} samples are in it, its manifest says {samples}", where=str(path))
         try:
             self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
@@ -253,7 +267,8 @@ class Reader:
         if at in self._open:
             self._open.move_to_end(at)
         else:
-            self._open[at] = _Open(self._shards.paths[at], self._part, self._shards.coming)
+            size = self.sizes()[at]
+            self._open[at] = _Open(self._shards.paths[at], self._part, size, self._shards.coming)
             self._close_some()
         shard = self._open[at]
         return shard, int(shard.rows[number - first])

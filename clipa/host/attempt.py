@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from clipa.errors import ClipaError, InputError
-from clipa.host import containers, devices, hang, publishing, render, telling
+from clipa.host import arriving, containers, devices, hang, publishing, render, telling
 from clipa.host.bad_nodes import at_fault
 from clipa.host.blame import blamed
 from clipa.host.children import Child, last_lines
@@ -167,7 +167,7 @@ class Attempt:
         logs = self.run.logs(self.attempt)
         env = {**self.plan.env, "CLIPA_STOP_FILE": str(self._stop_file)}
         node = self.place.node
-        argv = render.stage_argv(self.run, self.attempt, node)
+        argv = render.stage_argv(self.run, self.attempt, node, early=bool(self.plan.early))
         name = f"stage-{node}" if node else "stage"
         child = Child(argv, env, logs / f"{name}.log", logs / f"{name}.err")
         return self._watch([child], "staging")
@@ -199,12 +199,14 @@ class Attempt:
         if not port and local > 1:
             port = held.enter_context(Reservation(place.address, 0)).port
         gpus = [gpu.uuid for gpu in lease.gpus] if place.scheduler == "local" or not self.plan.world.gpus else None
+        beside = arriving.alongside(self.run, self.plan, self.attempt, place.node, self._stop_file.parent)
+        more = held.enter_context(beside)
         argv = render.rank_argv(self.plan, self.run, self.attempt)
         start = containers.starter(self.plan, self._note)
         children = []
         for index in range(local):
             rank = render.Rank(place.node * local + index, index, place.address, port)
-            env = render.rank_env(self.plan, rank, str(self._stop_file), gpus)
+            env = {**render.rank_env(self.plan, rank, str(self._stop_file), gpus), **more}
             out = logs / f"rank-{rank.number}.log"
             at = containers.At(self.run.id, self.attempt, rank.number, str(self._stop_file.parent), gpus)
             children.append(start(argv, env, at, out))

@@ -11,7 +11,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 from clipa.host.children import Child, group_of
-from clipa.registry.run_dir import RunDir
+from clipa.registry.run_dir import WAITING, RunDir
 
 STACKS = signal.SIGUSR1
 """What makes a rank write its stacks (clipa.attempt.pulse)."""
@@ -25,6 +25,9 @@ _APART_S = 0.1
 
 class Watch:
     """Looks at the sign of life of an attempt's first rank, whichever node that is on.
+
+    A loader that waits for a shard on its way says so too, and as long as it does, nothing hangs: who brings the shards
+    has time-outs of its own.
 
     What counts is that it changes, by this host's own clock: the clocks of a file server and of other hosts do not
     matter, and opening the file makes an NFS client ask its server (close-to-open consistency, nfs(5)). Time in which
@@ -41,6 +44,7 @@ class Watch:
         self._attempt = attempt
         self._limit_s = limit_s
         self._seen: tuple[int, str] | None = None
+        self._waiting = 0
         self._looked = now
         self._silent_s = 0.0
 
@@ -49,9 +53,10 @@ class Watch:
         if not self._limit_s or now - self._looked < LOOK_S:
             return ""
         passed, self._looked = min(now - self._looked, _LONGEST_LOOK_S), now
-        seen = self._look()
-        self._silent_s = 0.0 if seen != self._seen else self._silent_s + passed
-        self._seen = seen
+        seen, waiting = self._look(), self._look_at_waiting()
+        still = seen == self._seen and waiting == self._waiting
+        self._silent_s = self._silent_s + passed if still else 0.0
+        self._seen, self._waiting = seen, waiting
         if self._silent_s < self._limit_s:
             return ""
         step, _, doing = (seen[1] if seen else "").partition(" ")
@@ -60,6 +65,14 @@ class Watch:
             f"it hangs: no sign of progress for {self._limit_s / 60:,.4g} minutes, {last}; "
             f"the stacks of all ranks are in logs/{self._attempt}/rank-*.err"
         )
+
+    def _look_at_waiting(self) -> int:
+        """When a loader last said that it waits for a shard."""
+        found = 0
+        for path in self._path.parent.glob(f"{self._attempt}-{WAITING}*"):
+            with contextlib.suppress(OSError), open(path, "rb") as file:
+                found = max(found, os.fstat(file.fileno()).st_mtime_ns)
+        return found
 
     def _look(self) -> tuple[int, str] | None:
         try:

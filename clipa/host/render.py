@@ -26,10 +26,17 @@ class Rank(NamedTuple):
     port: int = 0
 
 
-def stage_argv(run: RunDir, attempt: int, node: int = 0) -> list[str]:
+def stage_argv(run: RunDir, attempt: int, node: int = 0, early: bool = False) -> list[str]:
     """The command that stages a run's data on one node; each has an event file of its own."""
-    writer = ["--writer", f"stage-{node}"] if node else []
-    return [sys.executable, "-m", "clipa.staging.stage", str(run.path), "--attempt", str(attempt), *writer]
+    words = ["--writer", f"stage-{node}"] if node else []
+    words += ["--early"] if early else []
+    return [sys.executable, "-m", "clipa.staging.stage", str(run.path), "--attempt", str(attempt), *words]
+
+
+def arrive_argv(run: RunDir, attempt: int, node: int, folder: Path, until: Path) -> list[str]:
+    """The command that stages what one node reads while it trains, until the file `until` is there."""
+    words = ["--attempt", str(attempt), "--until", str(until), *([] if node else ["--tells"])]
+    return [sys.executable, "-m", "clipa.staging.arrive", str(run.path), str(folder), *words]
 
 
 def publish_argv(run: RunDir, attempt: int, until: Path) -> list[str]:
@@ -100,8 +107,11 @@ def describe(plans: Sequence[Plan], runs: Sequence[RunDir]) -> str:
             f"at most {plan.limits.max_attempts} attempts and {plan.limits.time_limit_minutes} minutes"
         )
         if plan.data or plan.evals:
-            lines += [f"# {data.name}: {data.access}, {data.bytes:,} bytes" for data in _datasets(plan)]
-            lines.append(shlex.join(stage_argv(run, 1)))
+            lines += [f"# {data.name}: {_how(data, plan)}, {data.bytes:,} bytes" for data in _datasets(plan)]
+            lines.append(shlex.join(stage_argv(run, 1, early=bool(plan.early))))
+            if plan.early:
+                beside = arrive_argv(run, 1, 0, Path("FOLDER"), Path("SCRATCH/arrived"))
+                lines.append(f"{shlex.join(beside)} &  # while it trains")
         rank = runtime.Rank(run.id, 1, 0, "SCRATCH", ["LEASED_GPU"] * plan.world.gpus)
         command = runtime.wrap(plan.container, rank_argv(plan, run, 1), env, rank)
         lines.append(_shell(command.env, command.argv))
@@ -111,6 +121,10 @@ def describe(plans: Sequence[Plan], runs: Sequence[RunDir]) -> str:
 def _datasets(plan: Plan) -> list[Data]:
     used = [plan.data, *plan.mixed, *(pinned.data for pinned in plan.evals.values())]
     return list({data.manifest: data for data in used if data}.values())
+
+
+def _how(data: Data, plan: Plan) -> str:
+    return "stage while it trains" if data in plan.early else data.access
 
 
 def _shell(env: Mapping[str, str], argv: Sequence[str]) -> str:

@@ -29,7 +29,7 @@ from clipa.spec.leave import leave
 from clipa.spec.load import LoadedRecipe, anchored
 from clipa.spec.plan import Data, EvalData, Limits, Plan, Weights, World
 from clipa.storage import manifest as manifests
-from clipa.storage.access import choose
+from clipa.storage.access import choose, starts
 from clipa.storage.dataset import index
 from clipa.storage.manifest import Manifest
 from clipa.storage.vocabulary import find_vocabulary
@@ -268,7 +268,8 @@ class _Shelf:
         self.beside = request.recipe.path.parent
         self.cache_limit = int(request.cluster.cache_limit_gib * 2**30)
         self.manifests: dict[str, Manifest] = {}
-        self.notes: list[str] = []
+        self.stages_alone = request.cluster.slurm is not None and request.cluster.slurm.stage is not None
+        self.notes: dict[str, None] = {}
         self._pinned: dict[str, Data] = {}
         self._sets: dict[str, dict[str, EvalData]] = {}
 
@@ -276,15 +277,17 @@ class _Shelf:
         """The datasets that a phase trains on, in the order of its portions; none for an evaluation."""
         if isinstance(phase, Eval):
             return ()
-        found = tuple(self.pin(portion.name, where) for portion in phase.portions)
-        streamed = [data.name for data in found if data.access == "stream"]
-        if len(found) > 1 and streamed:
-            raise ConfigError(
-                f"{streamed[0]} would be streamed, and the datasets of a mixture are staged in this version",
-                where=f"{where}.data",
-                allowed='access = "stage", and a cache that it fits (cache_limit_gib)',
-            )
-        return found
+        return tuple(self._timed(self.pin(portion.name, where), phase.shuffle_window) for portion in phase.portions)
+
+    def _timed(self, data: Data, window: int) -> Data:
+        """A dataset that is staged, with whether training begins before all of it is there."""
+        if data.access == "stream":
+            return data
+        start = starts(data.samples, data.shards, window, self.stages_alone)
+        if start.why:
+            hint = "" if start.early else f" (clipa data index {data.name} --scan)"
+            self.notes[f"{data.name}: {start.why}{hint}"] = None
+        return msgspec.structs.replace(data, early=start.early)
 
     def pin(self, word: str, where: str) -> Data:
         """The dataset of this name or URL, pinned by the digest of its manifest."""
@@ -302,7 +305,8 @@ class _Shelf:
                     hint=f"clipa data index {word} --scan",
                 )
             if source.access != "stage":
-                self.notes.append(f"{word} is {'streamed' if choice.access == 'stream' else 'staged'}: {choice.why}")
+                how = "streamed" if choice.access == "stream" else "staged"
+                self.notes[f"{word} is {how}: {choice.why}"] = None
             self._pinned[word] = Data(
                 name=word,
                 source=source,

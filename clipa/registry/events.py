@@ -115,6 +115,15 @@ class Staged(Event, frozen=True, kw_only=True, tag="staged"):
     seconds: float
 
 
+class Arriving(Event, frozen=True, kw_only=True, tag="arriving"):
+    """So many shards (and bytes) of those that the attempt reads are staged; the rest comes while it trains."""
+
+    shards: int
+    of_shards: int
+    bytes: int
+    of_bytes: int
+
+
 class Published(Event, frozen=True, kw_only=True, tag="published"):
     """A checkpoint is whole at `url` (no credentials in it); its size in bytes, and what the upload took in seconds."""
 
@@ -293,6 +302,7 @@ AnyEvent: TypeAlias = (
     | BadData
     | Requeued
     | Staged
+    | Arriving
     | Published
     | PublishEnded
     | Spawned

@@ -72,7 +72,7 @@ def fold(
         stop=stop[-1] if stop else None,
         doing=doing,
         why=why,
-        notes=tuple(dict.fromkeys(event.text for event in _of(now, events.Noted))),
+        notes=(*dict.fromkeys(event.text for event in _of(now, events.Noted)), *_arriving(now)),
         bad=_bad_samples(now),
         held_s=sum(_held(said) for said in by_attempt.values()),
         begun=bool(_of(now, events.Begun)),
@@ -95,6 +95,17 @@ def _by_attempt(found: Iterable[AnyEvent]) -> dict[int, list[AnyEvent]]:
     for event in found:
         by_attempt.setdefault(event.attempt, []).append(event)
     return by_attempt
+
+
+def _arriving(now: Iterable[AnyEvent]) -> tuple[str, ...]:
+    """How far the staging is that goes on while an attempt trains, in one line; none where it is over."""
+    found = list(now)
+    last = _last(_of(found, events.Arriving))
+    if last is None or last.shards == last.of_shards or _of(found, events.Ended):
+        return ()
+    gib = f"{last.bytes / 2**30:,.1f} of {last.of_bytes / 2**30:,.1f} GiB"
+    meanwhile = ", training meanwhile" if _of(found, events.Begun) else ""
+    return (f"staging {last.shards:,} of {last.of_shards:,} shards ({gib}){meanwhile}",)
 
 
 def _bad_samples(now: Iterable[AnyEvent]) -> BadSamples | None:

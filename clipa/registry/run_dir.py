@@ -10,7 +10,7 @@ each and are appended to line by line.
       intents/<attempt>.json               written before anything is submitted
       attempts/<attempt>                   claimed by exclusive create: the fence between attempts
       events/<attempt>-<writer>.jsonl      what happened, one writer a file
-      heartbeat/<attempt>-<node|train>     modification time is the sign of life
+      heartbeat/<attempt>-<node|train>     modification time is the sign of life; -waiting-<host>: for a shard
       control/stop-<attempt>               "please leave"
       skips.json                           steps whose samples are passed over, where there are any
       logs/<attempt>/                      output of every process
@@ -30,6 +30,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 _STEP = re.compile(r"^step-(\d{1,18})$")
+WAITING = "waiting-"
+"""How the writers of heartbeats are called that wait for shards on their way (`clipa.data.shards`)."""
 _NUMBER = re.compile(r"^(\d{1,9})(?:\.json)?$")
 
 

@@ -27,6 +27,7 @@ class Data(Record, frozen=True, kw_only=True):
     """A dataset as pinned by a plan: where it is, and the digest of its manifest (see clipa.storage.manifest).
 
     `layout`: `shards` are staged; `folder`: class folders on this machine's disks, read where they are.
+    `early`: training begins with the first of its shards, and the others are staged meanwhile.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Data(Record, frozen=True, kw_only=True):
     samples: int | None = None
     layout: Literal["shards", "folder"] = "shards"
     access: Literal["stage", "stream"] = "stage"
+    early: bool = False
 
 
 class EvalData(Record, frozen=True, kw_only=True):
@@ -183,6 +185,17 @@ class Plan(Record, frozen=True, kw_only=True):
             *(data for e in self.evals.values() for data in (e.data, e.train)),
         ]
         return tuple(data for data in found if data is not None)
+
+    @property
+    def trained_on(self) -> tuple[Data, ...]:
+        """The datasets of a training phase, in the order of its portions."""
+        return (self.data, *self.mixed) if self.data else ()
+
+    @property
+    def early(self) -> tuple[Data, ...]:
+        """The datasets that are staged while the phase trains."""
+        before = {data.manifest for e in self.evals.values() for data in (e.data, e.train) if data is not None}
+        return tuple(data for data in self.trained_on if data.early and data.manifest not in before)
 
     @property
     def kind(self) -> Literal["pretrain", "finetune", "eval", "stage"]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import threading
+import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 from clipa.errors import InputError, StorageError
 from clipa.staging.claims import Claims
@@ -22,8 +24,15 @@ from clipa.storage.store import Store
 THREADS = 8
 RESERVE = 64 << 20
 """Bytes that stay free on the disk."""
+_AGAIN_S = 0.2
+"""After so long it is looked again at a shard that another process was bringing: should that die, it is the next one.
+As many times longer as others wait too: with a hundred nodes most looks are in vain.
+"""
 VANISHES = 100
 """Times that a folder may vanish between its making and its first use before it counts as one that cannot be made."""
+
+
+_T = TypeVar("_T")
 
 
 class Stopped(Exception):
@@ -65,15 +74,42 @@ def fill(
         InputError: not enough space, or a shard that is not there.
         StorageError: the bytes could not be read or written, or are not those that are pinned.
     """
+    with filling(store, folder, tick, check, present) as work:
+        lacking = work.lacking(shards, verify)
+        work.make_room(lacking)
+        work.bring(lacking)
+        return Filled(work.brought, work.fetched)
+
+
+def begin(
+    store: Store, folder: Path, shards: Sequence[Shard], tick: Tick, present: Callable[[], None] = lambda: None
+) -> list[Shard]:
+    """All of `fill` but the long part: what a folder lacks is not brought but returned. Room for it is there, and no
+    final name holds anything but its shard.
+
+    Arguments and errors are those of `fill`.
+    """
+    with filling(store, folder, tick, present=present) as work:
+        lacking = work.lacking(shards, verify=False)
+        work.make_room(lacking)
+        work.bring([shard for shard in lacking if (folder / shard.name).exists()])
+        return [shard for shard in lacking if not (folder / shard.name).exists()]
+
+
+@contextlib.contextmanager
+def filling(
+    store: Store, folder: Path, tick: Tick, check: Check = "auto", present: Callable[[], None] = lambda: None
+) -> Iterator[Filling]:
+    """Work on a folder that nobody removes meanwhile.
+
+    Raises:
+        StorageError: it cannot be written, at any moment of the block.
+    """
     try:
         claims = _present(folder, tick)
         try:
             present()
-            filling = _Filling(store, folder, tick, claims, check)
-            lacking = filling.lacking(shards, verify)
-            filling.make_room(lacking)
-            filling.bring(lacking)
-            return Filled(filling.brought, filling.fetched)
+            yield Filling(store, folder, tick, claims, check)
         finally:
             claims.close()
     except OSError as error:
@@ -104,8 +140,8 @@ def _present(folder: Path, tick: Tick) -> Claims:
         threading.Event().wait(0.1)
 
 
-class _Filling:
-    """One call of `fill`. Threads do the work; the caller's only watches, so that a hanging store cannot keep it."""
+class Filling:
+    """Work on one folder. Threads do it; the caller's only watches, so that a hanging store cannot keep it."""
 
     def __init__(self, store: Store, folder: Path, tick: Tick, claims: Claims, check: Check) -> None:
         self.store, self.folder, self.tick, self.check = store, folder, tick, check
@@ -115,7 +151,7 @@ class _Filling:
         self.done = self.total = self.fetched = self.brought = 0
         self._waited: set[str] = set()
         self._wrong: set[str] = set()
-        self._leave = threading.Event()
+        self.leave = threading.Event()
         self._guard = threading.Lock()
 
     def lacking(self, shards: Sequence[Shard], verify: bool) -> list[Shard]:
@@ -137,7 +173,7 @@ class _Filling:
                 wrong.append(shard)
             return True
 
-        self._in_threads(look, doubtful)
+        in_threads(look, doubtful, self.leave, lambda: self.tick(self.done, self.total))
         self._wrong = {shard.name for shard in wrong}
         return absent + wrong
 
@@ -164,9 +200,9 @@ class _Filling:
         """Fetch what is lacking, or wait until another process has."""
         self.total = sum(shard.size for shard in lacking)
         self.tick(0, self.total)
-        self._in_threads(self._one, lacking)
+        in_threads(self.one, lacking, self.leave, lambda: self.tick(self.done, self.total))
 
-    def _one(self, shard: Shard) -> bool:
+    def one(self, shard: Shard) -> bool:
         """Bring a shard; False while another process is about it."""
         word, target = tag(shard), self.folder / shard.name
         if not self.claims.take(word):
@@ -191,7 +227,7 @@ class _Filling:
             discard(part)
 
     def _arrived(self, count: int) -> None:
-        if self._leave.is_set():
+        if self.leave.is_set():
             raise Stopped
         with self._guard:
             self.done += count
@@ -200,38 +236,63 @@ class _Filling:
         running = Running(wanted)
         with open(path, "rb", buffering=0) as file:
             while chunk := file.read(1 << 20):
-                if self._leave.is_set():
+                if self.leave.is_set():
                     raise Stopped
                 running.update(chunk)
         return running
 
-    def _in_threads(self, job: Callable[[Shard], bool], shards: Sequence[Shard]) -> None:
-        # A queue and a few workers, not a future a shard: `wait` looks at every future each time one ends.
-        todo = deque(shards)
 
-        def work() -> None:
-            while not self._leave.is_set():
-                try:
-                    shard = todo.popleft()
-                except IndexError:
-                    return
-                if not job(shard):
-                    todo.append(shard)
-                    self._leave.wait(0.05)
+class _Queue(Generic[_T]):
+    """Items in their order. What could not be done yet comes again before those that were not tried."""
 
-        pool = ThreadPoolExecutor(THREADS)
-        try:
-            running = {pool.submit(work) for _ in range(min(THREADS, len(shards)))}
-            while running:
-                ended, running = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
-                for future in ended:
-                    future.result()
-                self.tick(self.done, self.total)
-        except BaseException:
-            self._leave.set()
-            raise
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    def __init__(self, items: Sequence[_T]) -> None:
+        self._todo, self._again = deque(items), deque[tuple[float, _T]]()
+
+    def next(self) -> _T | None:
+        """None when there is nothing left to do."""
+        with contextlib.suppress(IndexError):
+            if self._again and self._again[0][0] <= time.monotonic():
+                return self._again.popleft()[1]
+        with contextlib.suppress(IndexError):
+            return self._todo.popleft()
+        with contextlib.suppress(IndexError):
+            return self._again.popleft()[1]
+        return None
+
+    def later(self, item: _T) -> float:
+        """It could not be done yet. Returns the seconds for which there is nothing better to do."""
+        self._again.append((time.monotonic() + _AGAIN_S * (1 + len(self._again) / THREADS), item))
+        return 0.0 if self._todo else 0.05
+
+
+def in_threads(
+    job: Callable[[_T], bool], items: Sequence[_T], leave: threading.Event, tick: Callable[[], None]
+) -> None:
+    """Do a job with every item, in their order as far as it can be done; False from it: not yet.
+
+    `tick` is called a few times a second. What it raises, or the job, ends it all, by `leave`.
+    """
+    # A queue and a few workers, not a future an item: `wait` looks at every future each time one ends.
+    queue = _Queue(items)
+
+    def work() -> None:
+        while not leave.is_set() and (item := queue.next()) is not None:
+            if not job(item):
+                leave.wait(queue.later(item))
+
+    pool = ThreadPoolExecutor(THREADS)
+    try:
+        running = {pool.submit(work) for _ in range(min(THREADS, len(items)))}
+        while running:
+            ended, running = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
+            for future in ended:
+                future.result()
+            tick()
+    except BaseException:
+        leave.set()
+        raise
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _has_size(path: Path, size: int) -> bool:

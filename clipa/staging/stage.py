@@ -22,7 +22,7 @@ from clipa.registry.run_dir import RunDir, write_whole
 from clipa.spec import card, plan
 from clipa.spec.cluster import Dataset
 from clipa.staging.cache import About, sweep, use
-from clipa.staging.fill import Stopped, Tick, fill
+from clipa.staging.fill import Stopped, Tick, begin, fill
 from clipa.storage import fast
 from clipa.storage import manifest as manifests
 from clipa.storage.dataset import require_safe
@@ -70,16 +70,41 @@ def stage(
         StorageError: the bytes could not be read or written, or are not those of the manifest.
     """
     began = time.monotonic()
+    folder = _safe_folder(manifest, cache)
+    store = open_store(source)
+    filled = fill(store, folder, manifest.shards, tick, verify, present=lambda: say_used(folder, manifest, run))
+    _leave_manifest(folder, manifest)
+    return Staged(len(manifest.shards), filled.fetched_bytes, time.monotonic() - began)
+
+
+def begin_to_stage(manifest: Manifest, source: Dataset, cache: str, tick: Tick, run: Path) -> Staged:
+    """All of `stage` but the bringing of shards that are not there: training begins, and they come meanwhile.
+
+    Arguments and errors are those of `stage`; what is returned are the shards that are there.
+    """
+    began = time.monotonic()
+    folder = _safe_folder(manifest, cache)
+    store = fast.open_store(source)
+    lacking = begin(store, folder, manifest.shards, tick, lambda: say_used(folder, manifest, run))
+    _leave_manifest(folder, manifest)
+    return Staged(len(manifest.shards) - len(lacking), 0, time.monotonic() - began)
+
+
+def say_used(folder: Path, manifest: Manifest, run: Path | None) -> None:
+    """Say that a dataset is in use, and by which run."""
+    use(folder, About(url=manifest.url, bytes=manifest.bytes, shards=len(manifest.shards)), run)
+
+
+def _safe_folder(manifest: Manifest, cache: str) -> Path:
     for shard in manifest.shards:
         require_safe(shard.name)
-    folder = manifests.staged_folder(cache, manifest.digest)
-    about = About(url=manifest.url, bytes=manifest.bytes, shards=len(manifest.shards))
-    store = open_store(source)
-    filled = fill(store, folder, manifest.shards, tick, verify, present=lambda: use(folder, about, run))
+    return manifests.staged_folder(cache, manifest.digest)
+
+
+def _leave_manifest(folder: Path, manifest: Manifest) -> None:
     hidden = folder / f".{manifests.MANIFEST_NAME}"
     if not hidden.exists():
         write_whole(hidden, manifests.encode(manifest))
-    return Staged(len(manifest.shards), filled.fetched_bytes, time.monotonic() - began)
 
 
 def make_room_in_cache(cache: Path, limit: int, folder: Path, manifest: Manifest) -> None:
@@ -149,7 +174,7 @@ def stage_weights(
     return target
 
 
-class _Reporter:
+class Reporter:
     """Plain progress lines for a log, and the check whether to leave."""
 
     def __init__(self, stop_file: Path) -> None:
@@ -157,6 +182,7 @@ class _Reporter:
         self.began = self.said = time.monotonic()
 
     def __call__(self, done: int, total: int) -> None:
+        """A `Tick`."""
         now = time.monotonic()
         if self.stop_file.exists():
             raise Stopped
@@ -168,35 +194,48 @@ class _Reporter:
         print(f"{done / _MIB:.1f} of {total / _MIB:.1f} MiB, {rate / _MIB:.1f} MiB/s, {left}", flush=True)
 
 
-def stage_run(run: RunDir, attempt: int, writer: str = "stage") -> None:
-    """Stage everything that a run reads, and record it in the event file of `writer`."""
-    the_plan = _read(run.plan, plan.decode)
+def stage_run(run: RunDir, attempt: int, writer: str = "stage", early: bool = False) -> None:
+    """Stage everything that a run reads, and record it in the event file of `writer`.
+
+    `early`: of what the plan has staged while the run trains (`clipa.staging.arrive`) only what comes before.
+    """
+    the_plan = read_record(run.plan, plan.decode)
     stop_file = Path(os.environ.get("CLIPA_STOP_FILE") or run.stop_file(attempt))
     datasets = [data for data in the_plan.datasets if data.layout == "shards" and data.access == "stage"]
     wanted = {data.manifest: data for data in datasets}
+    later = {data.manifest for data in the_plan.early} if early else ()
     shards = fetched = 0
     began = time.monotonic()
     for digest, data in wanted.items():
         print(f"{data.name}: {data.shards} shard(s), {data.bytes / _MIB:.1f} MiB", flush=True)
-        manifest = _read(run.manifest(digest), manifests.decode)
+        manifest = read_record(run.manifest(digest), manifests.decode)
         if the_plan.cache_limit:
             folder = manifests.staged_folder(the_plan.cache, digest)
             make_room_in_cache(Path(the_plan.cache), the_plan.cache_limit, folder, manifest)
-        reporter = _Reporter(stop_file)
-        staged = stage(manifest, data.source, the_plan.cache, reporter, open_store=fast.open_store, run=run.path)
+        reporter = Reporter(stop_file)
+        if digest in later:
+            staged = begin_to_stage(manifest, data.source, the_plan.cache, reporter, run.path)
+            print(f"{staged.shards} shard(s) are there, training begins on the first of the others", flush=True)
+        else:
+            staged = stage(manifest, data.source, the_plan.cache, reporter, open_store=fast.open_store, run=run.path)
         shards += staged.shards
         fetched += staged.fetched_bytes
     init = the_plan.init
     if init and not init.is_run and "://" in init.ref and not init.ref.startswith("file://"):
         print(f"weights: {redacted(init.ref)}", flush=True)
         source = init.source or Dataset(url=init.ref)
-        stage_weights(source, the_plan.cache, _Reporter(stop_file), open_store=fast.open_store, run=run.path)
+        stage_weights(source, the_plan.cache, Reporter(stop_file), open_store=fast.open_store, run=run.path)
     log = events.EventWriter(run, attempt, writer)
     log.write(events.Staged, shards=shards, fetched_bytes=fetched, seconds=time.monotonic() - began)
     log.close()
 
 
-def _read(path: Path, decode: Callable[[bytes], _T]) -> _T:
+def read_record(path: Path, decode: Callable[[bytes], _T]) -> _T:
+    """A file of a run.
+
+    Raises:
+        InputError: it cannot be read.
+    """
     try:
         return decode(path.read_bytes())
     except (OSError, msgspec.MsgspecError) as error:
@@ -209,9 +248,10 @@ def main() -> int:
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--attempt", type=int, required=True)
     parser.add_argument("--writer", default="stage", help="whose event file it is, where several nodes stage")
+    parser.add_argument("--early", action="store_true", help="leave to `clipa.staging.arrive` what can come later")
     arguments = parser.parse_args()
     try:
-        stage_run(RunDir(arguments.run_dir), arguments.attempt, arguments.writer)
+        stage_run(RunDir(arguments.run_dir), arguments.attempt, arguments.writer, arguments.early)
     except Stopped:
         return RESUMABLE
     except ClipaError as error:

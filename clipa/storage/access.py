@@ -27,6 +27,29 @@ def _shared(one: str, other: str) -> int:
     return next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
+class Start(NamedTuple):
+    """Whether training may begin on the first shards of a dataset that is staged, and why, where people ask that."""
+
+    early: bool
+    why: str = ""
+
+
+def starts(samples: int | None, shards: int, window: int, alone: bool) -> Start:
+    """Whether training may begin before a dataset is staged.
+
+    Args:
+        samples: in all its shards; None: not known of all, and then nothing is known of their order.
+        shards: their number.
+        window: samples that are shuffled together: whole shards, which are needed at once.
+        alone: staging is a job of its own, before the first phase.
+    """
+    if alone or shards == 1 or (samples is not None and samples <= window):
+        return Start(early=False)
+    if samples is None:
+        return Start(False, "staged before training begins: its manifest does not say how many samples each shard has")
+    return Start(True, "training begins on its first shards, and the others are staged meanwhile")
+
+
 class Choice(NamedTuple):
     """Whether a dataset is staged or streamed, and why."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from clipa.attempt.devices import Ranks
@@ -11,8 +11,8 @@ from clipa.attempt.process import RESUMABLE, Session
 from clipa.attempt.pulse import Pulse
 from clipa.attempt.weights import Found, read_tensors, resolve
 from clipa.data.faults import Bad
-from clipa.data.pinned import open_pinned, streamed
-from clipa.data.pipeline import Batch, ShardSet, train_batches
+from clipa.data.pinned import Opened, opened
+from clipa.data.pipeline import Batch, train_batches
 from clipa.eval.evaluator import Evaluator
 from clipa.registry import events
 from clipa.registry.skips import stretch
@@ -84,31 +84,21 @@ class Trainer:
 
     def _batches(self) -> Iterator[Batch]:
         """The batches that are left, with the time that each was waited for."""
-        assert self.plan.data is not None
-        if self.plan.data.access == "stream":
-            self.pulse.at("waiting for the first shards", self.step)
-            meet, first = self.ranks.barrier, self.step + stretch(self.step, self.plan.steps, self.skips)[1]
-            with streamed(self.session.run, self.plan, self.session.attempt, first, meet) as stream:
-                yield from self._batches_of(stream.shards, stream.tell)
-            return
-        self.pulse.at("indexing the data", self.step)
-        digests = [data.manifest for data in (self.plan.data, *self.plan.mixed)]
-        if self.ranks.is_first:
-            for digest in digests:
-                open_pinned(self.session.run, self.plan, digest, self.pulse.beat)
-        self.ranks.barrier()  # the first rank has written the shards' indices
-        shards, *mixed = (open_pinned(self.session.run, self.plan, digest) for digest in digests)
-        yield from self._batches_of(shards, lambda _: None, mixed)
+        run, plan, attempt, ranks = self.session.run, self.plan, self.session.attempt, self.ranks
+        self.pulse.at("opening the data", self.step)
+        first = self.step + stretch(self.step, plan.steps, self.skips)[1]
+        indexes = self.pulse.beat if ranks.is_first else None
+        with opened(run, plan, attempt, first, ranks.barrier, indexes) as data:
+            yield from self._batches_of(data)
 
-    def _batches_of(
-        self, shards: ShardSet, tell: Callable[[int], None], mixed: Sequence[ShardSet] = ()
-    ) -> Iterator[Batch]:
+    def _batches_of(self, data: Opened) -> Iterator[Batch]:
         """Batches until the last step; they begin anew, at other samples, where the training has gone back."""
+        shards, *mixed = data.sets
         self.meter.begin(self._counted)
         while self.step < self.plan.steps:
             skips = self.skips
             stop, shift = stretch(self.step, self.plan.steps, skips)
-            tell(self.step + shift)
+            data.tell(self.step + shift)
             batches = train_batches(
                 shards,
                 self.phase,
@@ -133,7 +123,7 @@ class Trainer:
                 yield batch
                 if self.skips is not skips:
                     break
-                tell(self.step + shift)
+                data.tell(self.step + shift)
                 asked = time.monotonic()
 
     def _tell_bad(self, bad: Bad) -> None:

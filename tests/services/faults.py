@@ -20,8 +20,9 @@ more than the range, as from a server that knows none."""
 
 
 class FaultProxy(ThreadingHTTPServer):
-    """Passes everything on; the next ranged GETs meet `faults`, in order. `on_range` sees each ranged GET before it.
-    While it is `away` nothing gets an answer. `keeps_host`: the server is told the proxy's name, as signatures need it.
+    """Passes everything on; the next ranged GETs meet `faults`, in order. `on_range` sees each ranged GET before it,
+    `on_path` what is asked for. While it is `away` nothing gets an answer. `keeps_host`: the server is told the proxy's
+    name, as signatures need it.
     """
 
     daemon_threads = True
@@ -44,6 +45,7 @@ class FaultProxy(ThreadingHTTPServer):
         self.stalled = threading.Event()
         self.release = threading.Event()
         self.on_range: Callable[[int], None] = lambda number: None
+        self.on_path: Callable[[str], None] = lambda path: None
         self._guard = threading.Lock()
 
     @property
@@ -73,6 +75,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         ranged = self.command == "GET" and ("Range" in self.headers or "x-ms-range" in self.headers)
         fault = self.server.next_fault() if ranged else "ok"
+        if ranged:
+            self.server.on_path(self.path)
         self.server.paths.append((self.command, self.path))
         if self.command == "PUT":
             self.server.puts += 1

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from clipa.data.order import Mixture, mixture_of
-from clipa.data.streamer import Streamer
+from clipa.data.streamer import Source, Streamer
 from clipa.data.wds import shard_bytes
 from clipa.spec.cluster import Dataset
 from clipa.spec.inputs import ImageInput, TextInput
@@ -51,7 +51,8 @@ class Running:
 
     def start(self, slots: range, stop: int = 10**6, limit: int = 0) -> Streamer:
         store = Store(Dataset(url=self.manifest.url))
-        streamer = Streamer(self.manifest, store, self.folder, PHASE, 7, slots)
+        lanes = self.mixture.lanes_of(slots.start, slots.stop)
+        streamer = Streamer({0: Source(self.manifest, store, self.folder)}, self.mixture, lanes)
 
         def run() -> None:
             try:

@@ -54,3 +54,16 @@ def test_time_in_which_the_watch_itself_stood_still_does_not_count(run):
 
 def test_no_limit_never_speaks(run):
     assert _first(Watch(run, 1, 0.0, 0.0), 0, 10_000, lambda _: None) == (None, "")
+
+
+def test_a_loader_that_waits_for_a_shard_on_its_way_is_no_hang(run):
+    """Whichever node's it is; what it said in another attempt does not count."""
+
+    def beat(second):
+        for attempt, until in ((1, 150), (11, 300)):
+            if second < until and second % 50 == 0:
+                run.beat(attempt, "waiting-node7")
+                os.utime(run.heartbeat(attempt, "waiting-node7"), (second, second))
+
+    second, _ = _first(Watch(run, 1, LIMIT, 0.0), 0, 400, beat)
+    assert 160 <= second <= 166

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from clipa.spec.cluster import Dataset
-from clipa.storage.access import choose, reached
+from clipa.storage.access import choose, reached, starts
 
 GIB = 1 << 30
 BOUND = {
@@ -44,3 +44,23 @@ def test_what_does_not_fit_is_streamed(access: str, size: int, limit: int, wante
     choice = choose(Dataset(url="s3://b", access=access), size, limit)  # type: ignore[arg-type]
     assert choice.access == wanted
     assert choice.why
+
+
+@pytest.mark.parametrize(
+    ("samples", "shards", "alone", "early", "why"),
+    [
+        (1000, 10, False, True, "others are staged meanwhile"),
+        (1000, 10, True, False, ""),  # staging is a job of its own
+        (100, 10, False, False, ""),  # a single window, needed at once
+        (1000, 1, False, False, ""),
+        (None, 10, False, False, "does not say how many samples"),
+        (None, 10, True, False, ""),
+    ],
+)
+def test_training_begins_before_all_is_staged_where_the_order_is_known_and_it_helps(
+    samples: int | None, shards: int, alone: bool, early: bool, why: str
+) -> None:
+    start = starts(samples, shards, 100, alone)
+    assert start.early is early
+    assert why in start.why
+    assert bool(why) == bool(start.why)
