@@ -38,6 +38,15 @@ def fitting(world: World, phase: Phase, where: str) -> World:
     return world
 
 
+def remarks(mixed: Sequence[Data], phase: Phase, world: World, where: str) -> tuple[str, str]:
+    """What to know about the data of a phase before it runs; empty where there is nothing.
+
+    Raises:
+        ConfigError: a dataset has no sample.
+    """
+    return read_by_each(mixed, phase, world), enough(mixed, phase, where)
+
+
 def read_by_each(mixed: Sequence[Data], phase: Phase, world: World) -> str:
     """A remark where each of several nodes brings more of a streamed dataset than its part; else empty."""
     streamed = [data.name for data in mixed if data.access == "stream"]
@@ -47,6 +56,29 @@ def read_by_each(mixed: Sequence[Data], phase: Phase, world: World) -> str:
     best = next((n for n in _lanes(phase, world) if n >= world.nodes), 0)
     cure = f"; lanes = {best} makes it 1/{world.nodes}, and changes the order of the samples" if best else ""
     return f"each of {world.nodes} nodes reads {part} of {' and '.join(streamed)}{cure}"
+
+
+def enough(mixed: Sequence[Data], phase: Phase, where: str) -> str:
+    """A remark on datasets that have fewer samples than a batch takes from them; empty where none has.
+
+    Raises:
+        ConfigError: a dataset has none at all.
+    """
+    if not isinstance(phase, TrainPhase):
+        return ""
+    total, few = sum(portion.weight for portion in phase.portions), []
+    for data, portion in zip(mixed, phase.portions, strict=True):
+        wanted = round(phase.batch * portion.weight / total)
+        if data.samples == 0:
+            raise ConfigError(
+                f"{data.name} has no sample with an image and a caption", where=f"{where}.data",
+                hint=f"clipa data doctor {data.name} says what is there",
+            )  # fmt: skip
+        if data.samples is not None and data.samples < wanted:
+            few.append(
+                f"{data.name} has {data.samples:,} samples, of which a batch takes {wanted:,}: some come twice in it"
+            )
+    return "; ".join(few)
 
 
 def _lanes(phase: TrainPhase, world: World) -> list[int]:

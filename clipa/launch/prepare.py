@@ -83,7 +83,7 @@ def prepare(request: Request) -> Prepared:
         limits, phase, note = _limits(cluster, recipe, recipe.phases[name])
         phase, passes = _in_passes(cluster, recipe, phase, world)
         mixed = shelf.mixture(phase, where)
-        notes += [f"{name}: {said}" for said in (note, passes, division.read_by_each(mixed, phase, world)) if said]
+        notes += [f"{name}: {said}" for said in (note, passes, *division.remarks(mixed, phase, world, where)) if said]
         plan = Plan(
             run=f"{group}-{name}",
             group=group,

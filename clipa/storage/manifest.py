@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
@@ -15,6 +16,9 @@ from clipa.spec.plan import Record
 SCHEMA = 1
 MANIFEST_NAME = "manifest.json"
 """Name of the manifest beside the shards, written last by whoever writes a dataset."""
+
+_MOST = 1 << 50
+"""Bytes or samples of a shard. A manifest comes from outside, and the order of samples is computed from its numbers."""
 
 CLASSNAMES = "classnames.txt"
 TEMPLATES = "zeroshot_classification_templates.txt"
@@ -29,11 +33,11 @@ class Shard(Record, frozen=True, kw_only=True, omit_defaults=True):
     """
 
     name: str
-    size: int
+    size: Annotated[int, msgspec.Meta(ge=0, le=_MOST)]
     sha256: str = ""
     version: str = ""
     digest: str = ""
-    samples: int | None = None
+    samples: Annotated[int, msgspec.Meta(ge=0, le=_MOST)] | None = None
 
     @property
     def pin(self) -> str:

@@ -2,10 +2,10 @@ import msgspec
 import pytest
 
 from clipa.errors import ConfigError
-from clipa.launch.division import fitting, read_by_each
+from clipa.launch.division import enough, fitting, read_by_each
 from clipa.spec.cluster import Dataset
 from clipa.spec.inputs import ImageInput, TextInput
-from clipa.spec.job import Optim, Pretrain, TrainPhase
+from clipa.spec.job import Optim, Portion, Pretrain, TrainPhase
 from clipa.spec.plan import Data, World
 
 PHASE = Pretrain(data="d", samples=480, batch=32, image=ImageInput(size=8), text=TextInput(tokens=8),
@@ -65,3 +65,17 @@ def test_lanes_of_a_recipe_divide_its_batch() -> None:
     ):
         with pytest.raises(ValueError, match=said):
             msgspec.convert({**msgspec.to_builtins(PHASE), "lanes": lanes}, Pretrain)
+
+
+def test_a_dataset_without_a_sample_is_refused_and_a_small_one_remarked_on() -> None:
+    def has(samples: int | None, name: str = "laion") -> Data:
+        return msgspec.structs.replace(data("stage", name), samples=samples)
+
+    assert [enough([has(samples)], phase(1), "r: p") for samples in (None, 32)] == ["", ""]
+    said = "laion has 31 samples, of which a batch takes 32: some come twice in it"
+    assert enough([has(31)], phase(1), "r: p") == said
+    two = msgspec.structs.replace(PHASE, data=(Portion(name="a", weight=3), Portion(name="b", weight=1)))
+    assert enough([has(24, "a"), has(8, "b")], two, "r: p") == ""
+    assert enough([has(24, "a"), has(7, "b")], two, "r: p").startswith("b has 7 samples, of which a batch takes 8")
+    with pytest.raises(ConfigError, match="laion has no sample with an image and a caption"):
+        enough([has(0)], phase(1), "r: p")

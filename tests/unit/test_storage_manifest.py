@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import time
 
+import msgspec
+import pytest
+
 from clipa.storage import manifest as manifests
 from clipa.storage.dataset import require_safe
 from clipa.storage.manifest import Manifest, Shard
@@ -43,3 +46,11 @@ def test_rows_of_older_versions_keep_their_digest() -> None:
     old += b'{"name":"1.tar","size":4,"sha256":"","version":"e","samples":7}],"schema":1}'
     rows = b'[["0.tar",3,"ab"],["1.tar",4,"e"]]'
     assert manifests.decode(old).digest == hashlib.sha256(rows).hexdigest()
+
+
+@pytest.mark.parametrize(
+    "row", ['"size":-1', '"size":3,"samples":-1', '"size":3,"samples":1e30', '"size":1125899906842625']
+)
+def test_numbers_that_no_shard_has_are_refused(row: str) -> None:
+    with pytest.raises(msgspec.ValidationError, match="shards"):
+        manifests.decode(b'{"url":"x","shards":[{"name":"0.tar",%s}],"schema":1}' % row.encode())
