@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import multiprocessing.util
 import os
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -47,6 +49,7 @@ def run_process(name: str, kinds: Sequence[str], work: Callable[[Session], int])
     parser.add_argument("--attempt", type=int, default=0, help="the claimed attempt; without it the next is claimed")
     arguments = parser.parse_args()
     show_stacks_on_request()
+    _keep_sockets_in_scratch()
     try:
         session = _open(RunDir(arguments.run_dir.absolute()), arguments.attempt, kinds)
     except ClipaError as error:
@@ -64,6 +67,20 @@ def run_process(name: str, kinds: Sequence[str], work: Callable[[Session], int])
         return 1
     _last_words(session, "stopped" if code == RESUMABLE else "done", "")
     return code
+
+
+def _keep_sockets_in_scratch() -> None:
+    """Have multiprocessing make its folder (`pymp-*`) beside the stop file: the supervisor removes it after a kill -9.
+
+    By hand there is no supervisor; and the path of a socket has at most 107 bytes (unix(7)), 32 of which it adds.
+    """
+    scratch = os.path.dirname(os.environ.get("CLIPA_STOP_FILE", ""))
+    if scratch and len(os.fsencode(scratch)) <= 75 and os.access(scratch, os.W_OK):
+        before, tempfile.tempdir = tempfile.tempdir, scratch
+        try:
+            multiprocessing.util.get_temp_dir()  # made once a process, and handed on to those that it starts
+        finally:
+            tempfile.tempdir = before
 
 
 def leave(code: int) -> NoReturn:

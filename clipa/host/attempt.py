@@ -6,7 +6,6 @@ import contextlib
 import os
 import shutil
 import signal
-import tempfile
 import time
 import traceback
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from clipa.errors import ClipaError, InputError
-from clipa.host import arriving, containers, devices, hang, publishing, render, telling
+from clipa.host import arriving, containers, devices, hang, publishing, render, scratch, telling
 from clipa.host.bad_nodes import at_fault
 from clipa.host.blame import blamed
 from clipa.host.children import Child, last_lines
@@ -74,8 +73,8 @@ class Attempt:
     def execute(self) -> Verdict:
         """Run the attempt and record its end; the caller decides what follows."""
         self._announce()
-        scratch = Path(tempfile.mkdtemp(prefix="clipa-"))
-        self._stop_file = scratch / "stop"
+        folder = scratch.make(self.run, self.attempt)
+        self._stop_file = folder / "stop"
         try:
             with contextlib.ExitStack() as held:
                 lease = self._lease()
@@ -90,12 +89,12 @@ class Attempt:
                 if self.plan.kind == "stage":
                     return Verdict("done")
                 if self.place.leads:
-                    beside = (self.run, self.plan, self.attempt, scratch, self._tick, self._leave_by)
+                    beside = (self.run, self.plan, self.attempt, folder, self._tick, self._leave_by)
                     self._remote = held.enter_context(publishing.alongside(*beside))
                     held.enter_context(telling.alongside(*beside))
                 return self._ranks(lease, held)
         finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _announce(self) -> None:
         place, me = self.place, own_identity()
