@@ -43,9 +43,9 @@ class Project:
         (folder / "clipa.toml").write_text('cluster = "here.toml"\nrun_root = "runs"\n')
         self.profile(f'image = "{image}"\n')
 
-    def profile(self, lines: str, processes: int = 1) -> None:
+    def profile(self, lines: str, processes: int = 1, more: str = "") -> None:
         cache = self.folder / "cache"
-        start = f"gpus = 0\nthreads = 1\nprocesses = {processes}\nloader_workers = 1\nmax_attempts = 3\n"
+        start = more + f"gpus = 0\nthreads = 1\nprocesses = {processes}\nloader_workers = 1\nmax_attempts = 3\n"
         text = f'{start}cache = "{cache}"\n[container]\n{lines}'
         (self.folder / "here.toml").write_text(text)
 
@@ -142,6 +142,29 @@ def test_kills_are_survived_and_no_container_is_left(project: Project, image: st
     assert not set(second) & set(project.containers(run)), "found by their label, and removed"
     project.run("cancel", run)
     assert project.status(run)["state"] == "CANCELLED"
+    project.until(lambda: not project.containers(run), 60)
+
+
+@pytest.mark.long
+def test_a_hang_in_containers_leaves_the_stacks_of_every_rank(project: Project, image: str) -> None:
+    """Asked for through the clients on the host: `docker run` hands the signal on to the rank inside."""
+    project.profile(f'image = "{image}"\n', processes=2, more="hang_minutes = 1\n")
+    (run,) = project.submit("pretrain", "demo", *LONG)
+    folder = project.run_dir(run)
+    project.until(lambda: bool(folder.complete_checkpoints()))
+    ranks = [line.split() for name in project.containers(run)
+             for line in project.engine.docker("top", name, "-eo", "pid,args").splitlines()
+             if "clipa.train" in line and "init" not in line]  # fmt: skip
+    assert len(ranks) == 2
+    os.kill(int(ranks[0][0]), signal.SIGSTOP)
+    project.until(lambda: bool(_begun(folder, 2)), 400)
+    (ended,) = [e for e in events.read(folder.event_file(1, "supervisor")) if isinstance(e, events.Ended)]
+    assert (ended.outcome, ended.cause) == ("failed", "hang")
+    for rank in range(2):
+        stacks = (folder.logs(1) / f"rank-{rank}.err").read_text()
+        assert "Thread 0x" in stacks, rank
+        assert "trainer.py" in stacks, rank
+    project.run("cancel", run)
     project.until(lambda: not project.containers(run), 60)
 
 
