@@ -260,7 +260,7 @@ def print_listing(found: Sequence[Cached]) -> None:
     for cached in found:
         days = (time.time() - cached.used) / 86400
         age = f"{days:.0f} d ago" if days >= 1 else f"{days * 24:.0f} h ago"
-        shards = f"{cached.shards:,}" if cached.url else "-"
+        shards = f"{cached.shards:,}" if cached.url or cached.shards else "-"
         table.add_row(
             cached.kind,
             cached.url or "not known",
@@ -276,7 +276,8 @@ def print_listing(found: Sequence[Cached]) -> None:
 def print_swept(swept: Swept, dry_run: bool) -> None:
     """What a sweep did, line by line."""
     for cached in swept.removed:
-        print(f"{'would remove' if dry_run else 'removed'}  {cached.url}  {size(cached.on_disk)}  {cached.path}")
+        what = f"streamed by {Path(cached.url).name or 'an older clipa'}" if cached.kind == "streamed" else cached.url
+        print(f"{'would remove' if dry_run else 'removed'}  {what}  {size(cached.on_disk)}  {cached.path}")
     for path, why in swept.kept.items():
         print(f"kept  {path}  {why}")
     print(f"{size(swept.left_bytes)} left")

@@ -2,12 +2,14 @@
 
     <cache>/staged/<digest>/      the shards of one manifest, under their names
     <cache>/weights/<hash>/       the weights of one URL
+    <cache>/streamed/<run>.<...>/ what a node of a run has while it trains (`clipa.staging.meeting`)
         .about.json               where it came from
         .used                     its modification time is the last use: file systems lie about access times
         .pins/<run>               holds the path of a run that needs it
         .lock                     held while somebody fills it
 
-Nothing is removed that a live run has pinned, that somebody is filling, or that could not be fetched again.
+Nothing is removed that a live run has pinned, that somebody is filling, or that could not be fetched again. What a node
+had of a run is of no use to anybody once the run is over, or its next attempt has begun: a sweep always removes that.
 """
 
 from __future__ import annotations
@@ -28,11 +30,15 @@ from clipa.registry.run_dir import write_whole
 from clipa.registry.scan import scan
 from clipa.spec.plan import Record
 from clipa.staging.claims import Claims
+from clipa.staging.meeting import ALIVE, WORKING, owner_of, places
 
-KINDS: tuple[Literal["staged", "weights"], ...] = ("staged", "weights")
+Kind = Literal["staged", "weights", "streamed"]
+KINDS: tuple[Kind, ...] = ("staged", "weights", "streamed")
 _ABOUT, _USED, _PINS = ".about.json", ".used", ".pins"
 _GONE = ".evicted-"
 _TORN_S = 60.0
+_READ_S = 600.0
+"""A node that reads touches its folder every second: after so long without, nobody does, whatever clocks differ by."""
 _NOWHERE = ("", "memory")
 """Schemes from which nothing can be fetched again."""
 
@@ -49,13 +55,14 @@ class About(Record, frozen=True, kw_only=True):
 
 
 class Cached(Record, frozen=True, kw_only=True):
-    """One dataset, or the weights of one URL, in the cache.
+    """One dataset, the weights of one URL, or what a node has of a run that streams, in the cache.
 
     `bytes` and `shards` are what belongs there, `on_disk` what it takes up in bytes, `used` its last use in Unix time,
-    `pinned_by` the ids of the live runs that need it. `url` is empty for what an older clipa staged.
+    `pinned_by` the ids of the live runs that need it. `url` is empty for what an older clipa staged; of what is
+    streamed it is the folder of the run.
     """
 
-    kind: Literal["staged", "weights"]
+    kind: Kind
     path: str
     url: str
     bytes: int
@@ -104,7 +111,8 @@ def listing(cache: Path, is_live: IsLive | None = None) -> list[Cached]:
 def sweep(
     cache: Path, limit: int, dry_run: bool = False, keep: Collection[str] = (), by: IsLive | None = None
 ) -> Swept:
-    """Remove the least recently used until at most `limit` bytes are left, and what earlier sweeps left half removed.
+    """Remove the least recently used until at most `limit` bytes are left; before it what killed runs left behind that
+    streamed, and what earlier sweeps left half removed.
 
     Args:
         cache: the cache folder.
@@ -121,8 +129,8 @@ def sweep(
     found = listing(cache, live)
     total = sum(cached.on_disk for cached in found)
     removed, kept = [], {}
-    for cached in found:
-        if total <= limit:
+    for cached in sorted(found, key=lambda cached: cached.kind != "streamed"):
+        if total <= limit and cached.kind != "streamed":
             break
         why = _needed(cached, keep) or ("" if dry_run else _remove(Path(cached.path), live))
         if why:
@@ -138,6 +146,8 @@ def _needed(cached: Cached, keep: Collection[str]) -> str:
         return "about to be used"
     if cached.pinned_by:
         return f"needed by {', '.join(cached.pinned_by)}"
+    if cached.kind == "streamed":
+        return "somebody reads it" if time.time() - cached.used < _READ_S else ""
     if cached.url.partition("://")[0] in _NOWHERE:
         return "could not be fetched again: where it came from is not known"
     return ""
@@ -145,6 +155,8 @@ def _needed(cached: Cached, keep: Collection[str]) -> str:
 
 def _remove(folder: Path, live: IsLive) -> str:
     """Remove one dataset, by a rename first; why it stays otherwise."""
+    if folder.parent.name == places(Path()).name:
+        return _removed(folder)
     try:
         claims = Claims(folder)
     except OSError as error:
@@ -155,12 +167,19 @@ def _remove(folder: Path, live: IsLive) -> str:
             return "somebody is filling it"
         if pins := _pins(folder, live):
             return f"needed by {', '.join(pins)}"
-        gone = folder.with_name(f"{_GONE}{secrets.token_hex(8)}")
-        os.rename(folder, gone)
-    except OSError as error:
-        raise StorageError(f"cannot be removed: {error.strerror}", where=str(folder)) from error
+        return _removed(folder)
     finally:
         claims.close()
+
+
+def _removed(folder: Path) -> str:
+    gone = folder.with_name(f"{_GONE}{secrets.token_hex(8)}")
+    try:
+        os.rename(folder, gone)
+    except FileNotFoundError:
+        return ""  # its attempt has just ended
+    except OSError as error:
+        raise StorageError(f"cannot be removed: {error.strerror}", where=str(folder)) from error
     shutil.rmtree(gone, ignore_errors=True)
     return ""
 
@@ -172,7 +191,9 @@ def _folders(kind: Path) -> list[Path]:
         return []
 
 
-def _look(kind: Literal["staged", "weights"], folder: Path, live: IsLive) -> Cached:
+def _look(kind: Kind, folder: Path, live: IsLive) -> Cached:
+    if kind == "streamed":
+        return _look_at_streamed(folder, live)
     about = _about(folder)
     return Cached(
         kind=kind,
@@ -184,6 +205,28 @@ def _look(kind: Literal["staged", "weights"], folder: Path, live: IsLive) -> Cac
         used=_used(folder),
         pinned_by=tuple(_pins(folder, live)),
     )
+
+
+def _look_at_streamed(folder: Path, live: IsLive) -> Cached:
+    run = owner_of(folder)
+    signs = [path for name in (ALIVE, WORKING) for path in (folder / name, *folder.glob(f"*/{name}"))]
+    return Cached(
+        kind="streamed",
+        path=str(folder),
+        url=str(run) if run else "",
+        bytes=0,
+        shards=sum(1 for _ in folder.rglob("*.tar")),
+        on_disk=sum(_sizes(folder)),
+        used=max((_touched(path) for path in (folder, *signs)), default=0.0),
+        pinned_by=(run.name,) if run and live(run) else (),
+    )
+
+
+def _touched(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _about(folder: Path) -> About | None:

@@ -50,6 +50,14 @@ def places(cache: Path) -> Path:
     return cache / "streamed"
 
 
+def owner_of(folder: Path) -> Path | None:
+    """The run that a meeting place belongs to; None where that is not known."""
+    try:
+        return Path(os.fsdecode((folder / OWNER).read_bytes().strip()))
+    except OSError:
+        return None
+
+
 class Wanted(Record, frozen=True, kw_only=True):
     """The shards that a node reads, the first one first: of the dataset with that digest, the shard with that number in
     its manifest.

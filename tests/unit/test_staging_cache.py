@@ -13,6 +13,7 @@ from clipa.registry import events, records
 from clipa.registry.liveness import own_identity
 from clipa.staging.cache import About, listing, sweep, use
 from clipa.staging.claims import Claims
+from clipa.staging.meeting import ALIVE, make, meeting_place
 from clipa.storage.dataset import index
 from clipa.storage.store import Store
 from tests.services.stage_runs import make_run, write_shards
@@ -143,3 +144,49 @@ def test_two_sweeps_at_once(cache: Path) -> None:
     both = [subprocess.Popen([sys.executable, "-c", code, cache], stderr=subprocess.PIPE) for _ in range(2)]
     assert [process.communicate(timeout=60)[1] for process in both] == [b"", b""]
     assert _names(cache) == []
+
+
+@pytest.fixture
+def streamed(cache: Path) -> dict[str, Path]:
+    """What three nodes had: of a run that lives, of one that was killed, and of one of an older clipa."""
+    found = {name: meeting_place(cache, Path("/runs") / name, "node-0", 1) for name in ("live", "over")}
+    for name, folder in found.items():
+        make(folder, Path("/runs") / name)
+    found["old"] = cache / "streamed" / "old.host" / "1"
+    for folder in found.values():
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "0.tar").write_bytes(os.urandom(64 * KIB))
+        (folder / ALIVE).touch()
+    return found
+
+
+def _silent(folder: Path) -> None:
+    for path in (folder / ALIVE, folder, folder.parent):
+        os.utime(path, (1000, 1000))
+
+
+def test_what_a_killed_run_streamed_is_listed_and_goes_whatever_the_limit(
+    cache: Path, streamed: dict[str, Path]
+) -> None:
+    for folder in streamed.values():
+        _silent(folder)
+    found = {Path(c.path).name.partition(".")[0]: c for c in listing(cache, _live) if c.kind == "streamed"}
+    assert {name: (c.url, c.shards, c.pinned_by) for name, c in found.items()} == {
+        "live": ("/runs/live", 1, ("live",)), "over": ("/runs/over", 1, ()), "old": ("", 1, ()),
+    }  # fmt: skip
+    assert all(c.on_disk >= 64 * KIB for c in found.values())
+    dry = sweep(cache, 10 << 20, dry_run=True, by=_live)
+    assert len(dry.removed) == 2
+    assert all(folder.exists() for folder in streamed.values())
+    swept = sweep(cache, 10 << 20, by=_live)
+    assert [c.path for c in swept.removed] == [c.path for c in dry.removed]
+    assert list(swept.kept.values()) == ["needed by live"]
+    assert _names(cache) == ["a", "b", "c"]
+    assert [path.name.partition(".")[0] for path in (cache / "streamed").iterdir()] == ["live"]
+
+
+def test_what_somebody_reads_stays_whoever_it_is(cache: Path, streamed: dict[str, Path]) -> None:
+    swept = sweep(cache, 10 << 20, by=lambda _: False)
+    assert swept.removed == ()
+    assert set(swept.kept.values()) == {"somebody reads it"}
+    assert all(folder.exists() for folder in streamed.values())
