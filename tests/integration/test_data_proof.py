@@ -18,10 +18,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
-from test_train_resume import STEPS, make_run  # noqa: F401
 
 from clipa.registry.run_dir import RunDir, write_whole
 from clipa.spec import plan as plans
+from tests.services.ranks import STEPS
 from tests.services.train_runs import BATCH
 
 # Every step's keys, told by the process that made it, at once. Slowly, so that there is time to kill.
@@ -83,7 +83,7 @@ def newest(run: RunDir) -> int:
 
 
 def test_every_step_has_the_samples_of_an_uninterrupted_run(
-    make_run: Callable[..., RunDir],  # noqa: F811
+    make_run: Callable[..., RunDir],
     tmp_path: Path,
 ) -> None:
     straight, killed = (make_run(name, lanes=2) for name in ("straight", "killed"))

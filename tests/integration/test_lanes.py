@@ -14,7 +14,6 @@ import msgspec
 import pytest
 from test_data_proof import DRIVER, read
 from test_stream import EACH, SHARDS, Pair, server  # noqa: F401
-from test_train_resume import make_run  # noqa: F401
 
 from clipa.registry.run_dir import RunDir, write_whole
 from clipa.spec import plan as plans
@@ -66,7 +65,7 @@ def start(run: RunDir, folder: Path, wires: list[FaultProxy]) -> list[subprocess
 
 
 def test_each_node_downloads_its_lanes_alone_and_the_samples_are_those_of_one_process(
-    make_run: Callable[..., RunDir],  # noqa: F811
+    make_run: Callable[..., RunDir],
     tmp_path: Path,
     server: str,  # noqa: F811
     wires: list[FaultProxy],

@@ -12,7 +12,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from test_train_resume import _bytes, _finish, _start, _until, make_run  # noqa: F401
 
 from clipa.data.wds import shard_bytes
 from clipa.registry.run_dir import RunDir, write_whole
@@ -21,8 +20,9 @@ from clipa.spec.cluster import Dataset
 from clipa.storage import manifest as manifests
 from clipa.storage.manifest import Manifest, Shard
 from tests.services.faults import FaultProxy, fault_proxy
+from tests.services.ranks import final_bytes, finish, start, until
 from tests.services.s3 import client, new_bucket, s3_server
-from tests.services.train_runs import _jpeg
+from tests.services.train_runs import jpeg
 
 SHARDS, EACH = 6, 24
 
@@ -49,7 +49,7 @@ class Pair:
         bucket, s3, rows = new_bucket(server), client(server), []
         for number in range(SHARDS):
             samples = range(number * EACH, (number + 1) * EACH)
-            raw = shard_bytes([(f"{n:04d}", {"jpg": _jpeg(n, 16), "txt": f"number {n}".encode()}) for n in samples])
+            raw = shard_bytes([(f"{n:04d}", {"jpg": jpeg(n), "txt": f"number {n}".encode()}) for n in samples])
             s3.put_object(Bucket=bucket, Key=f"d/{number}.tar", Body=raw)
             rows.append(
                 Shard(name=f"{number}.tar", size=len(raw), sha256=hashlib.sha256(raw).hexdigest(), samples=EACH)
@@ -75,7 +75,7 @@ class Pair:
 
 
 @pytest.fixture
-def pair(make_run: Callable[..., RunDir], tmp_path: Path, server: str, proxy: FaultProxy) -> Pair:  # noqa: F811
+def pair(make_run: Callable[..., RunDir], tmp_path: Path, server: str, proxy: FaultProxy) -> Pair:
     return Pair(make_run, tmp_path / "cache", server, proxy.url)
 
 
@@ -101,34 +101,34 @@ def test_streamed_is_bit_for_bit_staged_and_survives_an_outage(
     pair: Pair, proxy: FaultProxy, tmp_path: Path, world: int
 ) -> None:
     staged, streamed = pair.run("staged", "stage", world), pair.run("streamed", "stream", world)
-    codes, said = _finish(_start(staged, 1, world))
+    codes, said = finish(start(staged, 1, world))
     assert codes == [0] * world, said
     down_for(proxy, 6.0, after=4)
     began = time.monotonic()
-    codes, said = _finish(_start(streamed, 1, world))
+    codes, said = finish(start(streamed, 1, world))
     assert codes == [0] * world, said
     assert time.monotonic() - began > 6.0
-    assert _bytes(streamed) == _bytes(staged)
+    assert final_bytes(streamed) == final_bytes(staged)
     assert streamed_folder(tmp_path) == []
 
 
 def test_killed_and_resumed_while_streaming(pair: Pair, tmp_path: Path) -> None:
     staged, streamed = pair.run("staged", "stage"), pair.run("streamed", "stream")
-    assert _finish(_start(staged, 1, 1))[0] == [0]
-    [rank] = _start(streamed, 1, 1)
-    _until(lambda: streamed.complete_checkpoints())
+    assert finish(start(staged, 1, 1))[0] == [0]
+    [rank] = start(streamed, 1, 1)
+    until(lambda: streamed.complete_checkpoints())
     os.kill(rank.pid, signal.SIGKILL)
-    _finish([rank])
-    codes, said = _finish(_start(streamed, 2, 1))
+    finish([rank])
+    codes, said = finish(start(streamed, 2, 1))
     assert codes == [0], said
-    assert _bytes(streamed) == _bytes(staged)
-    _until(lambda: not streamed_folder(tmp_path))
+    assert final_bytes(streamed) == final_bytes(staged)
+    until(lambda: not streamed_folder(tmp_path))
 
 
 def test_a_shard_that_is_not_as_the_manifest_says_stops_the_run_by_name(pair: Pair) -> None:
     rows = [msgspec.structs.replace(s, samples=EACH + 1) if n == 3 else s for n, s in enumerate(pair.manifest.shards)]
     run = pair.run("counts", "stream", manifest=msgspec.structs.replace(pair.manifest, shards=tuple(rows)))
-    codes, said = _finish(_start(run, 1, 1))
+    codes, said = finish(start(run, 1, 1))
     assert codes == [1]
     assert "d/3.tar" in said
     assert f"{EACH} samples have an image and a caption, the manifest says {EACH + 1}" in said

@@ -2,10 +2,8 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
 
 import msgspec
 import pytest
@@ -15,82 +13,33 @@ from clipa.registry import events
 from clipa.registry.run_dir import write_whole
 from clipa.spec import plan as plans
 from clipa.spec.inputs import ImageInput, Jitter
-from clipa.spec.plan import World
-from tests.services import train_runs
-from tests.services.train_runs import SQUARES
-
-STEPS = 40
-
-
-@pytest.fixture
-def make_run(tmp_path):
-    def make(name, processes=1, log_every=1, image=SQUARES, steps=STEPS, **settings):
-        world = World(processes=processes)
-        return train_runs.make_run(tmp_path, name, steps, world=world, log_steps=log_every, image=image, **settings)
-
-    return make
-
-
-def _start(run, attempt, world):
-    assert run.claim(attempt)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    argv = [sys.executable, "-m", "clipa.train", str(run.path), "--attempt", str(attempt)]
-    base = {**os.environ, "OMP_NUM_THREADS": "1"}
-    if world > 1:
-        base |= {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    return [
-        subprocess.Popen(argv, env=base | ({"RANK": str(r), "LOCAL_RANK": str(r)} if world > 1 else {}),
-                         stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-        for r in range(world)
-    ]  # fmt: skip
-
-
-def _finish(ranks):
-    said = [rank.communicate(timeout=120)[1] for rank in ranks]
-    return [rank.returncode for rank in ranks], "\n".join(said)
-
-
-def _steps(run, attempt):
-    return [e for e in events.read(run.event_file(attempt, "train")) if isinstance(e, events.Step)]
-
-
-def _until(condition):
-    deadline = time.monotonic() + 90
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
-def _bytes(run):
-    return (run.step_dir(STEPS) / "model.safetensors").read_bytes()
+from tests.services.ranks import STEPS, final_bytes, finish, start, steps_of, until
 
 
 @pytest.mark.parametrize("world", [1, 4])
 def test_killed_and_resumed_is_bit_for_bit_what_was_never_killed(make_run, world):
     straight, killed = make_run("straight", world), make_run("killed", world)
-    codes, said = _finish(_start(straight, 1, world))
+    codes, said = finish(start(straight, 1, world))
     assert codes == [0] * world, said
-    ranks = _start(killed, 1, world)
-    _until(lambda: killed.complete_checkpoints())
+    ranks = start(killed, 1, world)
+    until(lambda: killed.complete_checkpoints())
     for rank in ranks:
         os.kill(rank.pid, signal.SIGKILL)
-    _finish(ranks)
+    finish(ranks)
     assert not (killed.step_dir(STEPS) / "COMPLETE").exists(), "killed too late to prove anything"
-    codes, said = _finish(_start(killed, 2, world))
+    codes, said = finish(start(killed, 2, world))
     assert codes == [0] * world, said
     begun = [e for e in events.read(killed.event_file(2, "train")) if isinstance(e, events.Begun)]
     assert begun[0].step > 0
-    assert _bytes(killed) == _bytes(straight)
+    assert final_bytes(killed) == final_bytes(straight)
 
 
 def test_two_processes_lose_what_one_loses(make_run):
     one, two = make_run("one"), make_run("two", 2)
     for run, world in ((one, 1), (two, 2)):
-        codes, said = _finish(_start(run, 1, world))
+        codes, said = finish(start(run, 1, world))
         assert codes == [0] * world, said
-    left, right = ([e.loss for e in _steps(run, 1)] for run in (one, two))
+    left, right = ([e.loss for e in steps_of(run, 1)] for run in (one, two))
     assert len(left) == STEPS
     assert left[:12] == pytest.approx(right[:12], rel=1e-5)
 
@@ -100,9 +49,9 @@ def test_several_passes_see_the_same_random_choices_as_one(make_run):
     image = ImageInput(size=8, tokens=2, reduction="random", jitter=Jitter())
     whole, parts = make_run("whole", image=image), make_run("parts", image=image, micro_batch=3)
     for run in (whole, parts):
-        codes, said = _finish(_start(run, 1, 1))
+        codes, said = finish(start(run, 1, 1))
         assert codes == [0], said
-    left, right = ([(e.loss, e.grad_norm) for e in _steps(run, 1)] for run in (whole, parts))
+    left, right = ([(e.loss, e.grad_norm) for e in steps_of(run, 1)] for run in (whole, parts))
     for one, other in zip(left[:12], right[:12], strict=True):
         assert one == pytest.approx(other, rel=1e-4)
 
@@ -110,38 +59,38 @@ def test_several_passes_see_the_same_random_choices_as_one(make_run):
 def test_asked_to_leave_saves_and_can_be_resumed(make_run):
     run, straight = make_run("stopped"), make_run("straight")
     write_whole(run.stop_file(1), b"")
-    codes, said = _finish(_start(run, 1, 1))
+    codes, said = finish(start(run, 1, 1))
     assert codes == [75], said
     step = run.complete_checkpoints()[-1][0]
     assert 0 < step < STEPS
-    assert _finish(_start(run, 2, 1))[0] == [0]
-    spent = [e.trained_s for attempt in (1, 2) for e in _steps(run, attempt)]
+    assert finish(start(run, 2, 1))[0] == [0]
+    spent = [e.trained_s for attempt in (1, 2) for e in steps_of(run, attempt)]
     assert len(spent) == STEPS
     assert sorted(spent) == spent, "the second attempt counts on where the first one stopped"
-    assert _finish(_start(straight, 1, 1))[0] == [0]
-    assert _bytes(run) == _bytes(straight)
+    assert finish(start(straight, 1, 1))[0] == [0]
+    assert final_bytes(run) == final_bytes(straight)
 
 
 def test_a_torn_checkpoint_is_passed_over(make_run):
     run = make_run("torn")
-    assert _finish(_start(run, 1, 1))[0] == [0]
-    good = _bytes(run)
+    assert finish(start(run, 1, 1))[0] == [0]
+    good = final_bytes(run)
     torn = run.step_dir(STEPS) / "model.safetensors"
     torn.write_bytes(torn.read_bytes()[:-1] + b"\x00\x01")
-    codes, said = _finish(_start(run, 2, 1))
+    codes, said = finish(start(run, 2, 1))
     assert codes == [0], said
-    assert _bytes(run) == good
+    assert final_bytes(run) == good
 
 
 def test_a_run_whose_plan_became_another_is_refused_on_all_ranks(make_run):
     run = make_run("other", 2, steps=4)
-    assert _finish(_start(run, 1, 2))[0] == [0, 0]
+    assert finish(start(run, 1, 2))[0] == [0, 0]
     before = (run.step_dir(4) / "model.safetensors").read_bytes()
     plan = plans.decode(run.plan.read_bytes())
     optim = msgspec.structs.replace(plan.settings.optim, lr=0.5)
     settings = msgspec.structs.replace(plan.settings, optim=optim)
     write_whole(run.plan, plans.encode(msgspec.structs.replace(plan, settings=settings)))
-    codes, said = _finish(_start(run, 2, 2))
+    codes, said = finish(start(run, 2, 2))
     assert codes == [2, 2], said
     assert "written by another plan: optim.lr is 0.001 there, 0.5 here" in said
     assert "Traceback" not in said

@@ -25,7 +25,8 @@ WORDS = ("red", "green", "blue", "grey")
 SQUARES = ImageInput(size=8)
 
 
-def _jpeg(number: int, side: int) -> bytes:
+def jpeg(number: int, side: int = 16) -> bytes:
+    """A picture of one colour."""
     out = io.BytesIO()
     Image.new("RGB", (side, side), (number * 37 % 256, number * 91 % 256, number * 53 % 256)).save(out, "JPEG")
     return out.getvalue()
@@ -38,7 +39,7 @@ def make_run(
 ) -> RunDir:  # fmt: skip
     """A pretraining of a model of a few hundred weights, its shard staged. Nothing is submitted."""
     raw = shard_bytes(
-        [(f"{n:04d}", {"jpg": _jpeg(n, side), "txt": f"a {WORDS[n % 4]} {n}".encode()}) for n in range(48)]
+        [(f"{n:04d}", {"jpg": jpeg(n, side), "txt": f"a {WORDS[n % 4]} {n}".encode()}) for n in range(48)]
     )
     bucket = folder / "bucket"
     bucket.mkdir(exist_ok=True)
