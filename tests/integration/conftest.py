@@ -11,7 +11,7 @@ import pytest
 from clipa.registry.run_dir import RunDir
 from clipa.spec.plan import World
 from tests.services import train_runs
-from tests.services.ranks import STEPS
+from tests.services.attempts import STEPS
 
 
 @pytest.fixture

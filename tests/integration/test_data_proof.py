@@ -21,7 +21,7 @@ import msgspec
 
 from clipa.registry.run_dir import RunDir, write_whole
 from clipa.spec import plan as plans
-from tests.services.ranks import STEPS
+from tests.services.attempts import STEPS
 from tests.services.train_runs import BATCH
 
 # Every step's keys, told by the process that made it, at once. Slowly, so that there is time to kill.

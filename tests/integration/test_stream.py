@@ -19,8 +19,8 @@ from clipa.spec import plan as plans
 from clipa.spec.cluster import Dataset
 from clipa.storage import manifest as manifests
 from clipa.storage.manifest import Manifest, Shard
+from tests.services.attempts import final_bytes, finish, start, until
 from tests.services.faults import FaultProxy, fault_proxy
-from tests.services.ranks import final_bytes, finish, start, until
 from tests.services.s3 import client, new_bucket, s3_server
 from tests.services.train_runs import jpeg
 

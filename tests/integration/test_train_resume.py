@@ -13,7 +13,7 @@ from clipa.registry import events
 from clipa.registry.run_dir import write_whole
 from clipa.spec import plan as plans
 from clipa.spec.inputs import ImageInput, Jitter
-from tests.services.ranks import STEPS, final_bytes, finish, start, steps_of, until
+from tests.services.attempts import STEPS, final_bytes, finish, start, steps_of, until
 
 
 @pytest.mark.parametrize("world", [1, 4])
