@@ -13,7 +13,7 @@ import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Any, NamedTuple, TypeVar, get_args, get_origin
+from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin
 
 import msgspec
 
@@ -27,6 +27,7 @@ _T = TypeVar("_T", bound=msgspec.Struct)
 _AT_PATH = re.compile(r" - at `(?:key in )?\$?(?P<path>[^`]*)`$")
 _UNKNOWN = re.compile(r"^Object contains unknown field `(?P<key>[^`]*)`")
 _MISSING = re.compile(r"^Object missing required field `(?P<key>[^`]*)`")
+_NO_SUCH_WORD = re.compile(r"^Invalid enum value '(?P<value>[^']*)'")
 _ABOUT = tuple(field.name for field in msgspec.structs.fields(About))
 _PHASE_TYPES: dict[str, type[msgspec.Struct]] = {"pretrain": Pretrain, "finetune": Finetune, "eval": Eval}
 
@@ -270,8 +271,25 @@ def _explain(message: str, table: dict[str, Any], to: type[msgspec.Struct], wher
     if found := _MISSING.match(text):
         key = f"{path}.{found.group('key')}" if path else found.group("key")
         return ConfigError(f"the key {found.group('key')!r} is missing", where=f"{where}: {key}")
+    if found := _NO_SUCH_WORD.match(text):
+        words = _words(_type_at(path, table, to))
+        return ConfigError(
+            f"{found.group('value')!r} is none of its values",
+            where=f"{where}: {path}",
+            allowed=", ".join(words),
+            hint=did_you_mean(found.group("value"), words),
+        )
     text = text[:1].lower() + text[1:] if text.startswith(("Expected", "Invalid")) else text
     return ConfigError(text, where=f"{where}: {path}" if path else where, hint=_whole(path, table, text))
+
+
+def _words(to: Any) -> list[str]:
+    """What may stand where a type wants one of several words; beside them there may be a number."""
+    if get_origin(to) is Literal:
+        return [str(word) for word in get_args(to)]
+    if to in (int, float):
+        return ["a number"]
+    return [word for part in get_args(to) for word in _words(part)]
 
 
 def _whole(path: str, table: dict[str, Any], text: str) -> str:

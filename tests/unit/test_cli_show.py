@@ -10,6 +10,7 @@ import pytest
 from clipa.cli import show
 from clipa.cli.tail import telling
 from clipa.host.children import last_lines
+from clipa.registry.events import Step
 from clipa.registry.run_dir import RunDir
 from clipa.registry.state import BadSamples, RunStatus, Score, State
 
@@ -42,6 +43,14 @@ def scored(step: int, *sizes: int) -> tuple[Score, ...]:
 )
 def test_the_score_of_a_phase_is_the_one_at_its_own_size(scores: tuple[Score, ...], said: str) -> None:
     assert show.score(msgspec.structs.replace(status("pretrain", State.DONE), scores=scores)) == said
+
+
+def test_waiting_for_data_is_told_of_the_last_steps_and_of_all() -> None:
+    step = Step(t=0.0, attempt=2, step=9, samples=72, loss=1.0, lr=0.1, logit_scale=14.0, grad_norm=1.0,
+                samples_per_s=8.0, data_wait=0.5)  # fmt: skip
+    assert show.rates(step, "process")[1].endswith("waiting for data 50%")
+    told = msgspec.structs.replace(step, trained_s=7260.0, waited_s=726.0)
+    assert show.rates(told, "process")[1].endswith("waiting for data 50% (10% of 2h01m of training in all)")
 
 
 def test_phases_that_share_the_fate_of_the_one_before_are_passed_over() -> None:

@@ -138,6 +138,24 @@ def test_what_an_override_brought_is_not_said_of_the_file(tmp_path: Path, overri
     assert "r.toml" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "allowed", "hint"),
+    [
+        ("loss", "sigmiod", "softmax, sigmoid", 'did you mean "sigmoid"?'),
+        ("recompute", "some", "a number, auto", ""),
+        ("image.reduction", "rezise", "resize, random, grid, block", 'did you mean "resize"?'),
+    ],
+)
+def test_a_word_that_is_none_of_a_keys_values_is_refused_with_them(
+    tmp_path: Path, key: str, value: str, allowed: str, hint: str
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_recipe(write(tmp_path, changed(f"phases.pretrain.{key}", value)))
+    assert error.value.what == f"{value!r} is none of its values"
+    assert error.value.where.endswith(f"r.toml: phases.pretrain.{key}")
+    assert (error.value.allowed, error.value.hint) == (allowed, hint)
+
+
 def test_a_wrong_file_is_not_said_of_a_good_override(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"r\.toml: phases\.pretrain\.bacth"):
         load_recipe(write(tmp_path, changed("phases.pretrain.bacth", 1)), ["phases.pretrain.batch=20"])
