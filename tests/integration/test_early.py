@@ -41,7 +41,7 @@ from clipa.storage.manifest import Manifest, Shard
 from tests.services.faults import FaultProxy
 from tests.services.s3 import client, new_bucket
 from tests.services.stage_runs import parts
-from tests.services.train_runs import _jpeg, make_run
+from tests.services.train_runs import jpeg, make_run
 
 pytest_plugins = ["tests.services.wire"]
 
@@ -68,7 +68,7 @@ class Bucket:
         rows = []
         for number in range(shards):
             samples = range(number * EACH, (number + 1) * EACH)
-            raw = shard_bytes([(f"{n:04d}", {"jpg": _jpeg(n, 16), "txt": f"{name} {n}".encode()}) for n in samples])
+            raw = shard_bytes([(f"{n:04d}", {"jpg": jpeg(n, 16), "txt": f"{name} {n}".encode()}) for n in samples])
             self._s3.put_object(Bucket=self._bucket, Key=f"{name}/{number}.tar", Body=raw)
             self._raw[f"s3://{self._bucket}/{name}", f"{number}.tar"] = raw
             digest = hashlib.sha256(raw).hexdigest()
