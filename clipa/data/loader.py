@@ -103,25 +103,28 @@ def _made_by_workers(make: Callable[[int], T], indices: Sequence[int], workers: 
     )
     batches: Iterator[T] | None = None
     processes: list[BaseProcess] = []
-    while True:
-        try:
-            if batches is None:
-                batches = iter(loader)
-                processes = [process for process in multiprocessing.active_children() if process not in before]
-            item = next(batches)
-        except StopIteration:
-            return
-        except (RuntimeError, ConnectionError, EOFError) as error:
-            # A worker that dies in the middle of handing over a batch shows as a broken connection first.
-            if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker (pid"):
-                raise
-            raise DataError(
-                f"a data worker died: {_how_they_ended(processes) or error}",
-                hint="see the log of this attempt; out of memory?",
-            ) from error
-        if isinstance(item, ClipaError):
-            raise item
-        yield item
+    try:
+        while True:
+            try:
+                if batches is None:
+                    batches = iter(loader)
+                    processes = [process for process in multiprocessing.active_children() if process not in before]
+                item = next(batches)
+            except StopIteration:
+                return
+            except (RuntimeError, ConnectionError, EOFError) as error:
+                # A worker that dies in the middle of handing over a batch shows as a broken connection first.
+                if isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker (pid"):
+                    raise
+                raise DataError(
+                    f"a data worker died: {_how_they_ended(processes) or error}",
+                    hint="see the log of this attempt; out of memory?",
+                ) from error
+            if isinstance(item, ClipaError):
+                raise item
+            yield item
+    finally:
+        batches = None  # it ends its workers when it goes, and the traceback of an error would keep it
 
 
 def _as_it_is(item: T) -> T:

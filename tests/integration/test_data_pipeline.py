@@ -1,10 +1,7 @@
-import os
+"""Shards to batches: the same ones for every world, number of workers and start; bad samples keep their places."""
+
+import multiprocessing
 import pickle
-import re
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import msgspec
@@ -20,10 +17,9 @@ from clipa.data.sources import ShardLabels
 from clipa.data.wds import shard_bytes
 from clipa.errors import ConfigError, DataError
 from clipa.made import demo
-from clipa.spec.inputs import ImageInput, TextInput
-from clipa.spec.job import Optim, Portion, Pretrain
-from clipa.storage import manifest as manifests
+from clipa.spec.job import Portion
 from clipa.storage.manifest import Manifest, Shard
+from tests.services.batches import opened, phase
 
 
 @pytest.fixture(scope="module")
@@ -31,21 +27,6 @@ def bucket(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bucket")
     demo.write(str(folder))
     return folder
-
-
-def opened(bucket: Path, split: str) -> ShardSet:
-    return open_shards(manifests.decode((bucket / split / "manifest.json").read_bytes()), bucket / split)
-
-
-def phase(batch: int = 24, size: int = 16) -> Pretrain:
-    return Pretrain(
-        data="x",
-        samples=10_000,
-        batch=batch,
-        image=ImageInput(size=size),
-        text=TextInput(tokens=8),
-        optim=Optim(lr=1e-3),
-    )
 
 
 def batches(
@@ -243,6 +224,7 @@ def test_a_broken_image_in_an_evaluation_is_an_error(tmp_path: Path, bucket: Pat
     with pytest.raises(DataError) as caught:
         scored(shards, size=16, batch=2, workers=1)
     assert caught.value.where.endswith("0.tar: bad")
+    assert multiprocessing.active_children() == [], "the workers live as long as the error's traceback"
 
 
 def test_a_batch_that_can_t_be_divided_is_refused(bucket: Path) -> None:
@@ -258,159 +240,3 @@ def test_normalise() -> None:
     for channel in range(3):
         expected = (images[:, channel].double() / 255 - mean[channel]) / std[channel]
         assert (found[:, channel].double() - expected).abs().max() < 1e-5
-
-
-def children(pid: int) -> list[int]:
-    try:
-        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except FileNotFoundError:
-        return []
-
-
-def server(pid: int) -> int:
-    """The process that the workers of a process are forked from."""
-    [found] = [c for c in children(pid) if "forkserver" in Path(f"/proc/{c}/cmdline").read_text()]
-    return found
-
-
-def gone(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return True
-
-
-def wait_for(true: object, seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():  # type: ignore[operator]
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.02)
-
-
-READER = """
-import sys
-from pathlib import Path
-sys.path.insert(0, {tests!r})
-import test_data_pipeline as t
-from clipa.data.pipeline import train_batches
-stream = train_batches(t.opened(Path({bucket!r}), "train"), t.phase(), seed=0, rank=0, world=1, start_step=0,
-                       stop_step=10**9, workers=2, pin=False)
-next(stream)
-print("ready", flush=True)
-{then}
-"""
-
-
-def reading(bucket: Path, then: str) -> subprocess.Popen[str]:
-    code = READER.format(tests=str(Path(__file__).parent), bucket=str(bucket), then=then)
-    process = subprocess.Popen(
-        [sys.executable, "-c", code],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        start_new_session=True,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    return process
-
-
-def said_by(process: subprocess.Popen[str]) -> str:
-    assert process.stdout is not None
-    with process, process.stdout:
-        return process.stdout.read()  # communicate() would lose what readline() has buffered
-
-
-def test_workers_die_with_a_killed_parent(bucket: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    process = reading(bucket, "import time; time.sleep(600)")
-    workers, others = children(server(process.pid)), children(process.pid)
-    assert len(workers) == 2
-    process.kill()
-    process.wait()
-    assert process.stdout is not None
-    process.stdout.close()
-    wait_for(lambda: all(gone(pid) for pid in workers), 2.0)  # torch's own watch is for forked workers
-    wait_for(lambda: all(gone(pid) for pid in others))
-    assert capfd.readouterr().err == ""
-
-
-def test_workers_die_with_their_server_and_that_is_our_error(bucket: Path) -> None:
-    then = """
-import os, signal
-from clipa.errors import DataError
-print(*t.children(t.server(os.getpid())), flush=True)
-os.kill(t.server(os.getpid()), signal.SIGKILL)
-try:
-    for _ in stream:
-        pass
-except DataError as error:
-    print(error.what, flush=True)
-"""
-    process = reading(bucket, then)
-    workers, what = said_by(process).splitlines()
-    assert what.startswith("a data worker died")
-    assert len(workers.split()) == 2
-    wait_for(lambda: all(gone(int(pid)) for pid in workers.split()), 2.0)
-
-
-def test_no_process_that_has_threads_forks(bucket: Path) -> None:
-    # gloo's threads and a fork: a worker that hung in PyOS_AfterFork_Child, and a training that waited for ever.
-    process = reading(bucket, "import time; time.sleep(600)")
-    assert len(children(server(process.pid))) == 2
-    assert len(os.listdir(f"/proc/{server(process.pid)}/task")) == 1
-    process.kill()
-    said_by(process)
-
-
-def test_workers_leave_ctrl_c_to_their_parent(bucket: Path) -> None:
-    then = """
-import signal
-hits = []
-signal.signal(signal.SIGINT, lambda *_: hits.append(1))
-print("armed", flush=True)
-while not hits:
-    next(stream)
-for _ in range(20):
-    next(stream)
-print("went on", flush=True)
-"""
-    process = reading(bucket, then)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "armed\n"
-    os.killpg(process.pid, signal.SIGINT)
-    assert process.stdout.readline() == "went on\n"
-    process.stdout.close()
-    assert process.wait(30) == 0
-
-
-def test_workers_end_with_a_closed_stream(bucket: Path) -> None:
-    then = """
-stream.close()
-print("closed", flush=True)
-time.sleep(600)
-"""
-    process = reading(bucket, "import time\n" + then)
-    workers_gone = lambda: not [pid for pid in children(server(process.pid)) if not gone(pid)]  # noqa: E731
-    assert process.stdout is not None
-    assert process.stdout.readline() == "closed\n"
-    wait_for(workers_gone, 20.0)
-    process.kill()
-    process.wait()
-    process.stdout.close()
-
-
-KILL_A_WORKER = """
-import os, signal
-from clipa.errors import DataError
-os.kill(t.children(t.server(os.getpid()))[-1], signal.SIGKILL)
-try:
-    for _ in stream:
-        pass
-except DataError as error:
-    print(error.what, flush=True)
-"""
-
-
-def test_a_killed_worker_is_our_error(bucket: Path) -> None:
-    process = reading(bucket, KILL_A_WORKER)
-    assert re.fullmatch(r"a data worker died: process \d+ killed by SIGKILL\n", said_by(process))
