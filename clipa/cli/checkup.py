@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clipa.errors import ConfigError
+from clipa.host import container
 from clipa.host.devices import gpus
 from clipa.launch import probe
 from clipa.launch.folders import folders
@@ -45,8 +46,7 @@ def checkup(roots: Sequence[Path]) -> list[Finding]:
         )
     else:
         findings.append(Finding("ok", "training part installed"))
-    found = gpus()
-    findings.append(Finding("ok", f"GPUs: {', '.join(g.name for g in found) or 'none, training uses the CPU'}"))
+    findings.append(_gpus())
     for root in roots:
         findings.append(_root(root))
     for odd in scan(roots).diagnostics:
@@ -55,6 +55,14 @@ def checkup(roots: Sequence[Path]) -> list[Finding]:
         Finding("ok", f"recipes: {', '.join(catalog.recipes())}; clusters: {', '.join(catalog.clusters())}")
     )
     return findings
+
+
+def _gpus() -> Finding:
+    if found := gpus():
+        return Finding("ok", f"GPUs: {', '.join(g.name for g in found)}")
+    if container.wants_gpus():
+        return Finding("note", "no GPU is visible, and this is the CUDA image", "docker run --gpus all ...")
+    return Finding("ok", "GPUs: none, training uses the CPU")
 
 
 def _root(root: Path) -> Finding:

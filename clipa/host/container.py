@@ -61,13 +61,18 @@ def forgotten_volume(run_root: Path) -> str:
     return f"{run_root} is in this container, and goes with it: docker run -v RUNS:{run_root} ... keeps the runs"
 
 
+def wants_gpus() -> bool:
+    """Whether this is the image that is made for GPUs."""
+    return os.environ.get(VARIANT) == "cuda"
+
+
 def refuse_forgotten_gpus(cluster: Cluster) -> None:
     """Nobody starts the CUDA image to train on a CPU by accident.
 
     Raises:
         ConfigError: the CUDA image runs without a GPU, and the profile leaves the choice to clipa.
     """
-    if os.environ.get(VARIANT) != "cuda" or cluster.gpus != "auto" or gpus(os.environ.get("CUDA_VISIBLE_DEVICES")):
+    if not wants_gpus() or cluster.gpus != "auto" or gpus(os.environ.get("CUDA_VISIBLE_DEVICES")):
         return
     raise ConfigError(
         "no GPU is visible in this container, and this is the CUDA image",

@@ -116,6 +116,17 @@ def test_a_compiler_for_torch_is_there(engine: Engine, image: str) -> None:
     )
 
 
+def test_gpus_come_in_whatever_the_base(engine: Engine, image: str) -> None:
+    """Of the CUDA variant, which needs gigabytes of wheels, only the stage that decides it; the base has no NVIDIA_*."""
+    said = engine.docker("image", "inspect", "--format", "{{.Config.Env}}", image)
+    assert "NVIDIA_VISIBLE_DEVICES=void" in said
+    words = ["--target", "for-cuda", "--build-arg", f"BASE_IMAGE={engine.base}", "--network", "host", "--quiet"]
+    made = engine.docker("build", *words, "--file", str(ROOT / "docker" / "Dockerfile"), str(ROOT))
+    said = engine.docker("image", "inspect", "--format", "{{.Config.Env}}", made)
+    assert "NVIDIA_VISIBLE_DEVICES=all" in said
+    assert "NVIDIA_DRIVER_CAPABILITIES=compute,utility" in said
+
+
 def test_a_change_of_code_makes_the_last_layers_alone(engine: Engine, image: str, wheels: str, tmp_path: Path) -> None:
     for name, path in context.read(ROOT).files:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,8 +39,8 @@ class Box:
     def run(self, *words: str, user: str = "12345:6789") -> str:
         return self.engine.docker("run", "--rm", *self.words(*words, user=user))
 
-    def start(self, *words: str) -> str:
-        return self.engine.docker("run", "--detach", *self.words(*words))
+    def start(self, *words: str, options: Sequence[str] = ()) -> str:
+        return self.engine.docker("run", "--detach", *options, *self.words(*words))
 
     def end(self, container: str) -> tuple[int, str]:
         """The exit code and the log of a container; it is removed."""
@@ -77,8 +77,9 @@ def _begun(run: RunDir, attempt: int) -> list[int]:
     return [e.step for e in events.read(run.event_file(attempt, "train")) if isinstance(e, events.Begun)]
 
 
-def test_a_pipeline_as_any_user_with_dockers_small_shared_memory(box: Box) -> None:
-    container = box.start("submit", "pipeline", "demo", *SMALL)
+def test_a_pipeline_as_any_user_with_dockers_small_shared_memory_and_no_rights_at_all(box: Box) -> None:
+    least = ["--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"]
+    container = box.start("submit", "pipeline", "demo", *SMALL, options=least)
     code, log = box.end(container)
     assert code == 0, log
     assert "it ends with this container" in log
@@ -139,5 +140,8 @@ def test_the_cuda_image_without_a_gpu_says_so(box: Box) -> None:
 
 def test_a_folder_that_cannot_be_written_is_named(box: Box) -> None:
     box.runs.chmod(0o755)
-    with pytest.raises(AssertionError, match="run root cannot be written"):
+    with pytest.raises(AssertionError, match="run root cannot be written") as refused:
         box.run("submit", "pretrain", "demo")
+    assert f"docker run --user {box.runs.stat().st_uid}:{box.runs.stat().st_gid}" in str(refused.value)
+    with pytest.raises(AssertionError, match="--tmpfs /tmp"):
+        box.engine.docker("run", "--rm", "--read-only", *box.words("submit", "pretrain", "demo"))
