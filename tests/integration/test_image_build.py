@@ -117,7 +117,7 @@ def test_a_compiler_for_torch_is_there(engine: Engine, image: str) -> None:
 
 
 def test_gpus_come_in_whatever_the_base(engine: Engine, image: str) -> None:
-    """Of the CUDA variant, which needs gigabytes of wheels, only the stage that decides it; the base has none of this."""
+    """Of the CUDA variant, whose wheels are gigabytes, only the stage that decides it; the base has none of this."""
     said = engine.docker("image", "inspect", "--format", "{{.Config.Env}}", image)
     assert "NVIDIA_VISIBLE_DEVICES=void" in said
     words = ["--target", "for-cuda", "--build-arg", f"BASE_IMAGE={engine.base}", "--network", "host", "--quiet"]
