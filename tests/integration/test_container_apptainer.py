@@ -17,7 +17,7 @@ from clipa.spec import plan as plans
 if TYPE_CHECKING:
     from tests.services.engine import Engine
 
-pytest_plugins = ["tests.services.engine", "tests.services.apptainer"]
+pytest_plugins = ["tests.services.engine", "tests.services.apptainer", "tests.services.digits"]
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1800)]
 
 CLIPA = str(Path(sys.executable).parent / "clipa")
@@ -33,7 +33,9 @@ def sif(engine: Engine, image: str, apptainer: Path, tmp_path_factory: pytest.Te
     return file
 
 
-def test_a_pipeline_in_apptainer(apptainer: Path, sif: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pipeline_in_apptainer(
+    apptainer: Path, sif: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_digits: None
+) -> None:
     monkeypatch.setenv("PATH", f"{apptainer}:{os.environ['PATH']}")
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")
     monkeypatch.setenv("NOT_PASSED", "leak")

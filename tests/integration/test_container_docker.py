@@ -24,7 +24,7 @@ from clipa.spec.container import Container, Pinned
 if TYPE_CHECKING:
     from tests.services.engine import Engine
 
-pytest_plugins = ["tests.services.engine"]
+pytest_plugins = ["tests.services.engine", "tests.services.digits"]
 pytestmark = pytest.mark.timeout(1800)  # the first test builds the image
 
 CLIPA = str(Path(sys.executable).parent / "clipa")
@@ -84,7 +84,7 @@ class Project:
 
 
 @pytest.fixture
-def project(tmp_path: Path, engine: Engine, image: str) -> Project:
+def project(tmp_path: Path, engine: Engine, image: str, has_digits: None) -> Project:
     return Project(tmp_path, engine, image)
 
 

@@ -21,7 +21,7 @@ from tests.services.require import require
 if TYPE_CHECKING:
     from tests.services.slurm import Slurm
 
-pytest_plugins = ["tests.services.slurm"]
+pytest_plugins = ["tests.services.slurm", "tests.services.digits"]
 CLIPA = str(Path(sys.executable).parent / "clipa")
 LONG = ("--set", "phases.pretrain.samples=200000", "--set", "phases.pretrain.checkpoint.every_samples=1280")
 SMALL = ("--set", "phases.pretrain.samples=5120", "--set", "phases.pretrain.evaluate.sets=[]")
@@ -58,7 +58,7 @@ def _run(folder: Path, *words: str) -> str:
     return done.stdout
 
 
-def test_every_word_is_one_that_pyxis_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_word_is_one_that_pyxis_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_digits: None) -> None:
     log = _project(tmp_path, monkeypatch, "", "processes = 1\n")
     (run,) = json.loads(_run(tmp_path, "submit", "pretrain", "demo", *SMALL, "--json"))["runs"]
     _run(tmp_path, "wait", run)

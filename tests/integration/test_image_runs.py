@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,11 +14,12 @@ import pytest
 
 from clipa.registry import events
 from clipa.registry.run_dir import RunDir
+from tests.services.digits import PLACE
 
 if TYPE_CHECKING:
     from tests.services.engine import Engine
 
-pytest_plugins = ["tests.services.engine"]
+pytest_plugins = ["tests.services.engine", "tests.services.digits"]
 pytestmark = pytest.mark.timeout(1800)  # the first test builds the image
 
 SMALL = ("--set", "phases.pretrain.samples=6400", "--set", "phases.finetune.samples=6400")
@@ -31,6 +33,12 @@ class Box:
         self.engine, self.image, self.runs = engine, image, runs
         runs.mkdir()
         runs.chmod(0o1777)
+
+    def has(self, digits: Path) -> None:
+        """The demo's data as an earlier container has left them."""
+        shutil.copytree(digits, self.runs / ".cache" / PLACE)
+        for path in (self.runs / ".cache", *(self.runs / ".cache").rglob("*")):
+            os.chown(path, 12345, 6789)
 
     def words(self, *words: str, user: str = "12345:6789") -> list[str]:
         limits = ["--network", "none", "--user", user, "-v", f"{self.runs}:/runs", "-e", "OMP_NUM_THREADS=1"]
@@ -92,7 +100,8 @@ def test_a_pipeline_as_any_user_with_dockers_small_shared_memory_and_no_rights_a
     assert not box.engine.docker("ps", "--all", "--quiet")
 
 
-def test_stop_saves_kill_loses_little_and_both_resume(box: Box) -> None:
+def test_stop_saves_kill_loses_little_and_both_resume(box: Box, digits: Path) -> None:
+    box.has(digits)
     container = box.start("submit", "pretrain", "demo", "--name", "long", *LONG)
     box.until(lambda: len(list(box.runs.glob("*/checkpoints/step-*/COMPLETE"))) >= 1)
     (run,) = [box.run_dir(path.name) for path in box.runs.iterdir() if (path / "plan.json").is_file()]
@@ -127,7 +136,8 @@ def test_stop_saves_kill_loses_little_and_both_resume(box: Box) -> None:
     assert box.end(container)[0] == 128 + 15
 
 
-def test_the_cuda_image_without_a_gpu_says_so(box: Box) -> None:
+def test_the_cuda_image_without_a_gpu_says_so(box: Box, digits: Path) -> None:
+    box.has(digits)
     words = ["run", "--rm", "--env", "CLIPA_VARIANT=cuda"]
     asked = box.words("submit", "pretrain", "demo", "--dry-run")
     with pytest.raises(AssertionError) as refused:
