@@ -1,5 +1,5 @@
 """The one door to obstore: the cheapest way to stream an object from S3, GCS, Azure or HTTPS (docs/benchmarks.md).
-Over plain HTTP it signs the URL, and `wire` reads what lies there.
+For a server with an address of its own it signs the URL, and `wire` reads what lies there.
 
 Two rules, both measured: the synchronous API only (the asynchronous one aborts at interpreter exit in 1 of 4 runs,
 PyO3/pyo3-async-runtimes#40), and only in a process of its own that never forks (after a fork even a fresh store
@@ -53,7 +53,7 @@ _RETRY = {
 def open_store(source: Dataset) -> Store:
     """A store that reads through obstore where it is installed and understands the source, and by ranges where not.
 
-    `CLIPA_TRANSPORT=fsspec` asks for ranges, `obstore` for obstore where plain HTTP would be read more cheaply.
+    `CLIPA_TRANSPORT=fsspec` asks for ranges, `obstore` for obstore where `wire` would be cheaper.
     """
     store = Store(source)
     make = _MAKERS.get(store.scheme)
@@ -177,10 +177,10 @@ class FastStore(Store):
         return self._streamed(name, start, end, version)
 
     def _plain_url(self, name: str) -> str:
-        """Where an object is read without TLS and without more than a URL; empty where there is more to it."""
+        """Where an object is read without more than a URL; empty where there is more to it."""
         if not self._plain or self._wire.hopeless:
             return ""
-        if self.scheme == "http":
+        if self.scheme in ("http", "https"):
             return f"{self._root}/{quote(name)}"
         import obstore
 
@@ -232,12 +232,12 @@ class FastStore(Store):
 
 def _is_plain(store: Store) -> bool:
     source = store.source
-    if _asked_for() == "obstore" or "http" in getproxies() or source.requester_pays or source.anonymous:
+    address = options.endpoint_of(source) if store.scheme in ("s3", "s3a") else store.address
+    parts = urlsplit(address)
+    if parts.scheme not in ("http", "https") or parts.query or parts.username:
         return False
-    if store.scheme == "http":
-        parts = urlsplit(store.address)
-        return not (parts.query or parts.username)
-    return store.scheme in ("s3", "s3a") and options.endpoint_of(source).startswith("http://")
+    through_a_proxy = parts.scheme in getproxies() or "all" in getproxies()
+    return not (_asked_for() == "obstore" or through_a_proxy or source.requester_pays or source.anonymous)
 
 
 class _Credentials:

@@ -1,15 +1,20 @@
-"""GET over plain HTTP with as few copies and calls as there can be: the kernel fills one block of memory per call.
+"""GET over a socket with as few copies and calls as there can be: the kernel fills one block of memory per call.
 
-For stores behind `http://`, as on-premises ones are. On the same stream obstore costs 0.41 CPU seconds a GiB and this
-0.21 (`MSG_WAITALL`: one system call and one hand-over of the interpreter's lock a MiB). It does the one thing that
-staging does nearly all of its time, and nothing else: whatever is not exactly the answer that was asked for is an
-`Unexpected`, and obstore or the ranged reads of `Store` have their turn.
+For stores behind an address of their own, as on-premises ones are. On the same stream obstore costs 0.41 CPU seconds a
+GiB over HTTP and this 0.21 (`MSG_WAITALL`: one system call and one hand-over of the interpreter's lock a MiB). Over
+HTTPS it is about 1.1 and 1.0, with 2,000 context switches instead of 150,000: OpenSSL gives one record of 16 KiB a
+call, after two system calls (larger reads through a memory BIO cost in copies what they save in calls). It does the one
+thing that staging does nearly all of its time, and nothing else: whatever is not exactly the answer that was asked for
+is an `Unexpected`, and obstore or the ranged reads of `Store` have their turn.
 """
 
 from __future__ import annotations
 
+import functools
 import mmap
+import os
 import socket
+import ssl
 import struct
 import threading
 from collections.abc import Iterator
@@ -19,6 +24,7 @@ from urllib.parse import SplitResult, urlsplit
 BLOCK = 1 << 20
 _CONNECT_S = 10.0
 _SILENCE_S = 20
+_PORTS = {"http": 80, "https": 443}
 _HEAD = 16 << 10
 _MOST_FAILURES = 3
 
@@ -31,6 +37,23 @@ class Unexpected(Exception):
         self.status = status
 
 
+@functools.cache
+def _trusted() -> ssl.SSLContext:
+    """The roots of the system (`SSL_CERT_FILE`), and those of `AWS_CA_BUNDLE` as botocore and obstore know it."""
+    context = ssl.create_default_context()
+    if bundle := os.environ.get("AWS_CA_BUNDLE"):
+        context.load_verify_locations(bundle)
+    return context
+
+
+def _wrapped(line: socket.socket, host: str) -> ssl.SSLSocket:
+    try:
+        return _trusted().wrap_socket(line, server_hostname=host)
+    except BaseException:
+        line.close()
+        raise
+
+
 class _Head(NamedTuple):
     status: int
     fields: dict[str, str]
@@ -40,8 +63,13 @@ class _Head(NamedTuple):
 class _Line:
     """One connection, kept for the next request, and the block of memory that it fills."""
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, parts: SplitResult) -> None:
+        host, port = str(parts.hostname), parts.port or _PORTS[parts.scheme]
         self.socket = socket.create_connection((host, port), timeout=_CONNECT_S)
+        self._flags = int(socket.MSG_WAITALL)
+        if parts.scheme == "https":
+            self.socket = _wrapped(self.socket, host)
+            self._flags = 0  # a record is all there is to wait for
         # A time-out of Python's would put a poll before each call; the kernel's does not.
         self.socket.settimeout(None)
         limit = struct.pack("ll", _SILENCE_S, 0)
@@ -73,7 +101,7 @@ class _Line:
             self.block[:have] = rest[:have]
             rest = rest[have:]
             while have < wanted:
-                count = self.socket.recv_into(self.block[have:wanted], 0, socket.MSG_WAITALL)
+                count = self.socket.recv_into(self.block[have:wanted], 0, self._flags)
                 if not count:
                     raise Unexpected("the connection ended")
                 have += count
@@ -95,7 +123,7 @@ class Wire:
         return not self._works and self._failures >= _MOST_FAILURES
 
     def stream(self, url: str, start: int, end: int, etag: str = "") -> Iterator[memoryview]:
-        """Bytes start..end of what lies at an `http://` URL, in blocks that hold until the next one is asked for.
+        """Bytes start..end of what lies at a URL, in blocks that hold until the next one is asked for.
 
         Raises:
             Unexpected: another answer, or fewer bytes.
@@ -108,7 +136,7 @@ class Wire:
         try:
             head = self._asked(line, request) if line else None
             if line is None or head is None:
-                line = _Line(str(parts.hostname), parts.port or 80)
+                line = _Line(parts)
                 head = line.ask(request)
             _require_range(head, start, end)
             for block in line.blocks(head.rest, end - start):

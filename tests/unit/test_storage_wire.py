@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
-from clipa.storage.wire import BLOCK, Unexpected, Wire
+from clipa.storage.wire import BLOCK, Unexpected, Wire, _trusted
+from tests.services.loopback import certify
 
 Serve = Callable[..., str]
 ASKED: list[bytes] = []
@@ -105,3 +108,42 @@ def test_no_server_is_an_error_of_the_system() -> None:
         port = server.getsockname()[1]
     with pytest.raises(ConnectionRefusedError):
         _read(Wire(), f"http://127.0.0.1:{port}/x", 0, 1)
+
+
+def test_https_is_read_where_the_certificate_is_trusted_and_nowhere_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = bytes(range(256)) * 4096 * 2
+    pem = certify(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pem)
+
+    def work(server: socket.socket) -> None:
+        for _ in range(3):
+            with server.accept()[0] as line:
+                try:
+                    with context.wrap_socket(line, server_side=True) as tls:
+                        while tls.recv(65536):
+                            tls.sendall(_answer(body))
+                except OSError:
+                    continue  # the client hung up at the sight of the certificate, or of the name
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=work, args=(server,), daemon=True).start()
+        port = server.getsockname()[1]
+        _trusted.cache_clear()
+        monkeypatch.delenv("AWS_CA_BUNDLE", raising=False)
+        with pytest.raises(ssl.SSLCertVerificationError):
+            _read(Wire(), f"https://127.0.0.1:{port}/x", 0, len(body))
+        monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / "server.crt"))
+        _trusted.cache_clear()
+        try:
+            with pytest.raises(ssl.SSLCertVerificationError, match="localhost"):
+                _read(Wire(), f"https://localhost:{port}/x", 0, len(body))
+            wire = Wire()
+            for _ in range(2):
+                blocks = _read(wire, f"https://127.0.0.1:{port}/x", 0, len(body))
+                assert [len(block) for block in blocks] == [BLOCK, BLOCK]
+                assert b"".join(blocks) == body
+        finally:
+            _trusted.cache_clear()
