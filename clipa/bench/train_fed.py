@@ -18,6 +18,7 @@ from clipa.data.shards import ShardSet, open_shards
 from clipa.errors import InputError, did_you_mean
 from clipa.spec import catalog
 from clipa.spec.cluster import Dataset
+from clipa.spec.counted import counted
 from clipa.storage.dataset import index
 from clipa.train.learner import Learner
 
@@ -59,7 +60,7 @@ def fed(work: Work, size: Size, shards: Shards, budget: Budget, tell: Callable[[
     Raises:
         DataError: shards that cannot be used.
     """
-    tell(f"the same step fed from {shards.name} by {shards.workers} worker(s)")
+    tell(f"the same step fed from {shards.name} by {counted(shards.workers, 'worker')}")
     plan = work.plan(size)
     learner = Learner(plan, Ranks(0, 1, work.device))
     batches = train_batches(

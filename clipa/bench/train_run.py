@@ -19,6 +19,7 @@ from clipa.bench.train_windows import Budget, Entry, Timed
 from clipa.errors import TrainError
 from clipa.registry import calibration
 from clipa.registry.calibration import Calibration
+from clipa.spec.counted import counted
 from clipa.train.learner import Learner
 from clipa.train.yardstick import Yardstick
 
@@ -116,7 +117,8 @@ def _timed(work: Work, size: Size, ask: Ask) -> tuple[dict[str, Timed], dict[str
 
     case = work.case(size)
     ask.tell(
-        f"{case.recipe} {case.phase}: {size.batch:,} samples a step, {len(entries)} side(s), {ask.budget.seconds:.0f} s"
+        f"{case.recipe} {case.phase}: {size.batch:,} samples a step, {counted(len(entries), 'side')}, "
+        f"{ask.budget.seconds:.0f} s"
     )
     timed = train_windows.measure(entries, size.batch, work.device, ask.budget, tell, ask.tell)
     if bad := learners[0].finite.read():

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 
 from clipa.bench.train_facts import Case, Machine, Measured, Projected, Ratio, Report, Side, Spread
+from clipa.spec.counted import counted
 
 
 def text(report: Report) -> str:
@@ -29,7 +30,7 @@ def _machine(machine: Machine) -> Iterator[str]:
     peak = f", peak {machine.peak_tflops:,.0f} TFLOP/s" if machine.peak_tflops else ""
     theirs = f", open_clip {machine.open_clip}" if machine.open_clip else ""
     when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(machine.time))
-    yield f"{machine.device}{peak}; {machine.processor}, {machine.threads} thread(s)"
+    yield f"{machine.device}{peak}; {machine.processor}, {counted(machine.threads, 'thread')}"
     before, after = machine.load
     yield f"clipa {machine.clipa}, torch {machine.torch}{theirs}; {when}; load {before:.1f} .. {after:.1f}"
 
@@ -58,7 +59,7 @@ def _measured(measured: Measured) -> Iterator[str]:
     if measured.fed:
         fed = measured.fed
         yield (
-            f"  fed from {fed.data} by {fed.workers} worker(s): {fed.samples_per_s:,.1f} samples/s, "
+            f"  fed from {fed.data} by {counted(fed.workers, 'worker')}: {fed.samples_per_s:,.1f} samples/s, "
             f"waiting for data {100 * fed.wait:.0f} % of the time"
         )
     if measured.calibration:

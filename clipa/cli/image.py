@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from clipa.cli import words
+from clipa.spec.counted import counted
 
 if TYPE_CHECKING:
     from clipa.image.engine import Engine, Image
@@ -184,7 +185,7 @@ def prune(
         return
     for one in found:
         print(f"{_name(one)}  {one.id[7:19]}  {one.created[:19]}")
-    show.note(f"{len(found)} image(s) {'would go' if dry_run else 'removed'}")
+    show.note(f"{counted(len(found), 'image')} {'would go' if dry_run else 'removed'}")
 
 
 def chosen(docker: Engine, word: str) -> Image:

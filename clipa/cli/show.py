@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from clipa.registry.state import State
+from clipa.spec.counted import counted
 from clipa.spec.evalset import label
 from clipa.storage.pattern import redacted
 
@@ -212,10 +213,9 @@ def plan_text(plans: Sequence[Plan]) -> str:
             lines.append(f"  starts from {plan.init.ref}")
         for data in plan.datasets:
             count = f"{data.samples:,} samples" if data.samples is not None else "samples not counted"
-            parts = "class folders" if data.layout == "folder" else "shard(s)"
+            parts = counted(data.shards, "class folder" if data.layout == "folder" else "shard")
             lines.append(
-                f"  reads {data.name}: {data.shards} {parts}, {data.bytes / 2**20:.1f} MiB, {count}, "
-                f"manifest {data.manifest[:12]}"
+                f"  reads {data.name}: {parts}, {data.bytes / 2**20:.1f} MiB, {count}, manifest {data.manifest[:12]}"
             )
         if plan.steps:
             lines.append(f"  {plan.steps:,} steps, warm-up {plan.warmup_steps:,}")

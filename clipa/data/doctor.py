@@ -17,6 +17,7 @@ from clipa.data.examine import EXAMPLES, KINDS, Examine, Seen, key_of
 from clipa.data.spread import spread
 from clipa.errors import ClipaError, InputError, told
 from clipa.spec.cluster import Dataset
+from clipa.spec.counted import counted
 from clipa.spec.plan import Record
 from clipa.staging import errand
 from clipa.storage.dataset import beside
@@ -146,7 +147,7 @@ def text_of(report: Report) -> str:
         f"{report.images:,} images, read in {report.seconds:.1f} s"
     ]
     for found in report.findings:
-        lines.append(f"{found.count:9,}  {found.kind} in {found.shards:,} shard(s): {KINDS[found.kind]}")
+        lines.append(f"{found.count:9,}  {found.kind} in {counted(found.shards, 'shard')}: {KINDS[found.kind]}")
         lines += [f"           {example}" for example in found.examples]
         if found.count > len(found.examples):
             lines.append("           ...")

@@ -22,6 +22,7 @@ from clipa.host.meeting import Reservation
 from clipa.registry import events, records
 from clipa.registry.liveness import own_identity
 from clipa.registry.run_dir import RunDir
+from clipa.spec.counted import counted
 from clipa.spec.plan import Plan
 
 TICK_S = 0.1
@@ -228,7 +229,8 @@ class Attempt:
         usable, world = len(os.sched_getaffinity(0)), self.plan.world
         need = world.local * world.threads
         if self.place.scheduler == "slurm" and usable < need:
-            text = f"{usable} core(s) for {need} threads on this node: slower; raise cpus in [slurm], or lower threads"
+            have = counted(usable, "core")
+            text = f"{have} for {need} threads on this node: slower; raise cpus in [slurm], or lower threads"
             self.log.write(events.Noted, text=text)
 
     def _watch(self, children: list[Child], what: str, progress: hang.Watch | None = None) -> Verdict | None:

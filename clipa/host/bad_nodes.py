@@ -17,6 +17,7 @@ from clipa.host.decide import Verdict
 from clipa.registry import events
 from clipa.registry.run_dir import RunDir, write_whole
 from clipa.registry.trial import Report
+from clipa.spec.counted import counted
 from clipa.spec.plan import Plan, Record
 
 FOLDER = ".nodes"
@@ -50,7 +51,7 @@ def trouble(plan: Plan) -> str:
     for line in _smi("--query-gpu=uuid,ecc.errors.uncorrected.volatile.total", uuids):
         count = line.rpartition(",")[2].strip()
         if count.isdecimal() and int(count):  # "[N/A]" where there is no ECC
-            return f"{count} uncorrectable ECC error(s): {line.partition(',')[0]}"
+            return f"{counted(int(count), 'uncorrectable ECC error')}: {line.partition(',')[0]}"
     return ""
 
 

@@ -28,6 +28,7 @@ from clipa.launch.snapshot import take
 from clipa.slurm import scheduler, site
 from clipa.slurm.sbatch import of_site
 from clipa.spec.cluster import Cluster
+from clipa.spec.counted import counted
 from clipa.spec.plan import Record
 from clipa.spec.slurm import Slurm
 
@@ -120,7 +121,9 @@ def _partition(there: site.Site, settings: Slurm) -> Iterator[Finding]:
             cure=f"time = {found.minutes}",
         )
     else:
-        yield Finding("ok", f"partition {found.name}: {found.nodes} node(s), {found.gpus} GPU(s) each")
+        yield Finding(
+            "ok", f"partition {found.name}: {counted(found.nodes, 'node')}, {counted(found.gpus, 'GPU')} each"
+        )
 
 
 def _room(run_root: Path) -> Iterator[Finding]:
@@ -202,13 +205,12 @@ def _of_node(cluster: Cluster, settings: Slurm, seen: Seen, word: str, written: 
               f"{seen.host}: not installed in {seen.python}: {', '.join(seen.missing)}",
               "pip install 'clipa[train]' there, set python in [slurm], or use a container", "note")  # fmt: skip
     wanted = cluster.gpus if cluster.gpus != "auto" else 0
-    yield one(seen.gpus >= wanted, f"{seen.host}: {seen.gpus} GPU(s)",
-              f"{seen.host}: {seen.gpus} GPU(s) visible, the profile wants {wanted}",
+    yield one(seen.gpus >= wanted, f"{seen.host}: {counted(seen.gpus, 'GPU')}",
+              f"{seen.host}: {counted(seen.gpus, 'GPU')} visible, the profile wants {wanted}",
               "look at gpu_type, gres, and nvidia-smi -L in a job")  # fmt: skip
     need = (wanted or cluster.processes) * (cluster.threads or 1)
-    yield one(seen.cores >= need, f"{seen.host}: {seen.cores} core(s) for a job",
-              f"{seen.host}: {seen.cores} core(s) for a job, its threads need {need}", "raise cpus, or lower threads",
-              "note")  # fmt: skip
+    cores = f"{seen.host}: {counted(seen.cores, 'core')} for a job"
+    yield one(seen.cores >= need, cores, f"{cores}, its threads need {need}", "raise cpus, or lower threads", "note")
     skew = abs(seen.clock - written)
     yield one(skew < SKEW_S, f"clocks agree within {skew:.1f} s", f"the clocks of {seen.host} and of the file server "
               f"differ by {skew:.0f} s", "ask for NTP; states that go by heartbeats will be wrong", "note")  # fmt: skip

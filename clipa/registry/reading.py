@@ -16,6 +16,7 @@ from clipa.registry.fold import fold
 from clipa.registry.run_dir import RunDir
 from clipa.registry.state import Facts
 from clipa.spec import plan as plans
+from clipa.spec.counted import counted
 from clipa.spec.job import TrainPhase
 from clipa.spec.plan import Plan, Record
 
@@ -162,7 +163,11 @@ class _Reader:
             else:
                 found.append(event)
         if bad:
-            self._note(path, f"{bad} line(s) are torn, foreign or of a newer clipa", "nothing to do: passed over")
+            self._note(
+                path,
+                f"{counted(bad, 'line is', 'lines are')} torn, foreign or of a newer clipa",
+                "nothing to do: passed over",
+            )
         if not whole:
             self._note(path, f"only its last {LARGEST_EVENTS >> 20} MiB were read", "nothing to do")
         return found

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from clipa.errors import InputError, LaunchError
 from clipa.slurm.scheduler import command
+from clipa.spec.counted import counted
 from clipa.spec.slurm import minutes_of
 
 _SINFO = "%P|%a|%l|%D|%c|%m|%G"
@@ -164,10 +165,10 @@ def _choose(partitions: Sequence[Partition], wanted: str) -> Partition:
 
 
 def _describe(p: Partition) -> str:
-    gpus = f", {p.gpus} GPU(s){f' {p.gpu_type}' if p.gpu_type else ''} each" if p.gpus else ""
+    gpus = f", {counted(p.gpus, f'{p.gpu_type} GPU'.strip())} each" if p.gpus else ""
     limit = f"at most {p.minutes} minutes" if p.minutes else "no time limit"
     flags = " (default)" if p.default else "" if p.up else " (down)"
-    return f"{p.name}{flags}: {p.nodes} node(s), {p.cpus} cores, {p.memory_mb / 1024:.0f} GiB{gpus}, {limit}"
+    return f"{p.name}{flags}: {counted(p.nodes, 'node')}, {p.cpus} cores, {p.memory_mb / 1024:.0f} GiB{gpus}, {limit}"
 
 
 def write_profile(path: Path, text: str) -> None:

@@ -21,6 +21,7 @@ from clipa.registry import events
 from clipa.registry.run_dir import RunDir, write_whole
 from clipa.spec import card, plan
 from clipa.spec.cluster import Dataset
+from clipa.spec.counted import counted
 from clipa.staging.cache import About, sweep, use
 from clipa.staging.fill import Stopped, Tick, begin, fill
 from clipa.storage import fast
@@ -207,7 +208,7 @@ def stage_run(run: RunDir, attempt: int, writer: str = "stage", early: bool = Fa
     shards = fetched = 0
     began = time.monotonic()
     for digest, data in wanted.items():
-        print(f"{data.name}: {data.shards} shard(s), {data.bytes / _MIB:.1f} MiB", flush=True)
+        print(f"{data.name}: {counted(data.shards, 'shard')}, {data.bytes / _MIB:.1f} MiB", flush=True)
         manifest = read_record(run.manifest(digest), manifests.decode)
         if the_plan.cache_limit:
             folder = manifests.staged_folder(the_plan.cache, digest)
@@ -215,7 +216,10 @@ def stage_run(run: RunDir, attempt: int, writer: str = "stage", early: bool = Fa
         reporter = Reporter(stop_file)
         if digest in later:
             staged = begin_to_stage(manifest, data.source, the_plan.cache, reporter, run.path)
-            print(f"{staged.shards} shard(s) are there, training begins on the first of the others", flush=True)
+            print(
+                f"{counted(staged.shards, 'shard is', 'shards are')} there, training begins on the first of the others",
+                flush=True,
+            )
         else:
             staged = stage(manifest, data.source, the_plan.cache, reporter, open_store=fast.open_store, run=run.path)
         shards += staged.shards

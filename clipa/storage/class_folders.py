@@ -12,6 +12,7 @@ from pathlib import Path
 
 from clipa.errors import InputError
 from clipa.spec.cluster import Dataset
+from clipa.spec.counted import counted
 from clipa.storage.manifest import Manifest, Shard
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
@@ -105,7 +106,7 @@ def index_folders(root: Path) -> Manifest:
     """
     names = class_names(root)
     if len(names) < 2:
-        raise InputError(f"{len(names)} class folder(s) here", where=str(root), allowed="two or more")
+        raise InputError(f"{counted(len(names), 'class folder')} here", where=str(root), allowed="two or more")
     return Manifest(url=f"file://{root}", shards=tuple(entry(root, name) for name in names))
 
 

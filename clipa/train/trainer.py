@@ -18,6 +18,7 @@ from clipa.registry import events
 from clipa.registry.skips import stretch
 from clipa.registry.skips import write as write_skips
 from clipa.spec.card import WEIGHTS_NAME, card_of
+from clipa.spec.counted import counted
 from clipa.spec.job import TrainPhase
 from clipa.train import checkpoint
 from clipa.train.checkpoint import History
@@ -217,7 +218,7 @@ class Trainer:
             write_skips(self.session.run, (*self.skips, skip))
         if self.session.log:
             self.session.log.write(events.WentBack, step=trouble.step, to=to, why=trouble.what)
-        self._note(f"{trouble.what}: back to step {to}, and past the samples of {skip.steps} step(s)")
+        self._note(f"{trouble.what}: back to step {to}, and past the samples of {counted(skip.steps, 'step')}")
         self._return_to(to)
         self.skips = (*self.skips, skip)
         return True

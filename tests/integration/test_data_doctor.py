@@ -114,7 +114,7 @@ def test_every_trouble_is_found(tmp_path: Path) -> None:
     said = doctor(str(folder), code=1)
     assert "\x1b" not in said
     assert "etc/\\x1b[2Jpasswd" in said
-    assert "4  odd name in 1 shard(s)" in said
+    assert "4  odd name in 1 shard:" in said
     assert set(expected) | {"missing shard", "changed shard", "unreadable shard", "large member"} == set(KINDS)
 
 

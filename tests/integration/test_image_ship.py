@@ -104,7 +104,7 @@ def test_export_knows_its_files_and_tools(engine: Engine, small: str, tmp_path: 
 
 def test_prune_on_the_engine(engine: Engine, small: str) -> None:
     _, said = clipa(engine, "prune", "--keep", "1000")
-    assert said.startswith("0 image(s)")
+    assert said.startswith("0 images")
     container = engine.docker("create", "--network", "none", small, "x")
     names = {
         name

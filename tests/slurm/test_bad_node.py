@@ -25,7 +25,7 @@ def test_a_node_with_broken_memory_is_left_for_another(field: Field) -> None:
     field.profile(table=f'gpu_type = "h100"\nsetup = ["export PATH={tools}:$PATH"]', gpus=1)
     (run,) = field.submit("pretrain")
     bad = field.last(run, events.BadNode)
-    assert (bad.name, bad.why) == ("node1", "3 uncorrectable ECC error(s): GPU-00000000-0000")  # type: ignore[union-attr]
+    assert (bad.name, bad.why) == ("node1", "3 uncorrectable ECC errors: GPU-00000000-0000")  # type: ignore[union-attr]
     until(lambda: field.status(run)["state"] == "FAILED", "it has run on the other node", 120)
     nodes = [event.nodes for event in field.said(run, events.Started)]  # type: ignore[union-attr]
     assert nodes == [("node2",)], "nothing was started on the broken one"

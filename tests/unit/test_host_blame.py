@@ -17,7 +17,7 @@ from clipa.host.blame import blame
          "host memory"),
         ("OSError: [Errno 28] No space left on device", [], "storage"),
         ("the checkpoint cannot be written: [Errno 122] Disk quota exceeded", [], "storage"),
-        ("the node n3 failed its check: 2 uncorrectable ECC error(s): GPU-1", [], "node"),
+        ("the node n3 failed its check: 2 uncorrectable ECC errors: GPU-1", [], "node"),
         ("RuntimeError: CUDA error: unspecified launch failure, device-side assert", [], "node"),
         ("DistNetworkError: EADDRINUSE", [], "rendezvous"),
         ("torch.distributed.DistBackendError: NCCL error ... ncclSystemError", [], "network"),
