@@ -93,12 +93,18 @@ def index(
 
 
 @app.command(epilog="Example: clipa data verify /scratch/laion")
-def verify(folder: Annotated[str, typer.Argument(help="A folder of staged shards.")], json: Json = False) -> None:
+def verify(
+    what: Annotated[
+        str, typer.Argument(help="A folder of shards, or a dataset (its name or URL) that is staged here.")
+    ],
+    cluster: Cluster = None,
+    json: Json = False,
+) -> None:
     """Hash every shard in a folder. Exit code 1 when one is wrong or missing."""
     from clipa.cli import transfer
     from clipa.staging import errand
 
-    transfer.follow(errand.Verify(folder=transfer.folder(folder)), json)
+    transfer.follow(errand.Verify(folder=transfer.staged(what, cluster)), json)
 
 
 @app.command(epilog="Example: clipa data ls")

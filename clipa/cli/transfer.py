@@ -96,6 +96,35 @@ def folder(word: str) -> str:
     return str(Path(word).expanduser().absolute()) if word else ""
 
 
+def staged(word: str, cluster_word: str | None) -> str:
+    """The folder that is meant: itself, that of a dataset bound to one, or the one in the cache where what lies at a
+    dataset's URL was staged last.
+
+    Raises:
+        InputError: a name that is bound to nothing, or a dataset that is not staged here.
+    """
+    from clipa.staging.cache import listing
+    from clipa.storage.pattern import redacted, split
+
+    if "://" not in word and "/" in word:
+        return folder(word)
+    here = place(cluster_word)
+    if word not in here.bound and Path(word).expanduser().is_dir():
+        return folder(word)
+    meant = source(here, word, "", "", "", "", False, False)
+    if "://" not in meant.url or meant.url.startswith("file://"):
+        return folder(meant.url.removeprefix("file://"))
+    url = redacted(split(meant.url).folder)
+    found = [cached for cached in listing(here.cache) if cached.kind == "staged" and cached.url == url]
+    if not found:
+        raise InputError(
+            "it is not in the cache",
+            where=url,
+            hint=f"clipa data stage {word}; a folder of its own is verified by its path",
+        )
+    return found[-1].path
+
+
 def limit(word: str, here: Place) -> int:
     """Bytes from `500GB`, `1.5TiB`, `0`; the cluster profile's limit where nothing is given.
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from clipa.errors import ConfigError
 
 if TYPE_CHECKING:
     from clipa.registry.scan import Scan
@@ -12,10 +15,23 @@ if TYPE_CHECKING:
 
 
 def roots() -> list[Path]:
-    """Every run root known to this user, and the one that is in force here."""
+    """Every run root known to this user, and the one that is in force here; where a file that should name that one
+    cannot be read, that is said, and the others remain: runs are looked at and ended from anywhere.
+    """
     from clipa.registry.roots import known_roots
 
-    return sorted({*known_roots(), run_root()})
+    return sorted({*known_roots(), *_root_here()})
+
+
+@functools.cache
+def _root_here() -> tuple[Path, ...]:
+    from clipa.cli import show
+
+    try:
+        return (run_root(),)
+    except ConfigError as error:
+        show.note(f"{error}\nruns below the run roots that were used before are shown, not those below one named there")
+        return ()
 
 
 def run_root() -> Path:

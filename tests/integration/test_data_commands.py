@@ -115,11 +115,13 @@ def test_a_dataset_by_its_name_with_the_profile_of_its_bucket(tmp_path: Path, bu
     (found,) = json.loads(clipa("ls", "--json", cwd=tmp_path))
     assert found["shards"] == 4
     assert "4 right" in clipa("verify", found["path"])
+    assert "4 right" in clipa("verify", "laion", cwd=tmp_path)
     assert "would remove" in clipa("gc", "--limit", "10kB", "--dry-run")
     assert Path(found["path"]).is_dir()
     assert "removed" in clipa("gc", "--limit", "0")
     assert not Path(found["path"]).exists()
     assert "empty" in clipa("ls")
+    assert "clipa data stage laion" in clipa("verify", "laion", code=2, cwd=tmp_path)
 
 
 @pytest.mark.parametrize(
