@@ -27,6 +27,9 @@ from clipa.spec.job import TrainPhase
 WINDOW = 65_536
 """Samples that are shuffled together, at least, where a recipe does not say (`TrainPhase.shuffle_window`)."""
 
+_FEW = 16
+"""Samples of a window, at most, that leave to its neighbour what none of them can stand in for."""
+
 T = TypeVar("T")
 
 
@@ -101,33 +104,40 @@ class Order:
         """Sample numbers of the positions start..stop-1 of a lane, int64 [stop - start]."""
         parts = [np.empty(0, dtype=np.int64)]
         while start < stop:
-            numbers, inside = self._around(start, lane)
-            part = numbers[inside : inside + stop - start]
+            epoch, place, at = self._find(start, lane)
+            inside = place - int(self._windows_of(lane, epoch).bounds[at])
+            part = self._samples_of(lane, epoch, at)[inside : inside + stop - start]
             parts.append(part)
             start += len(part)
         return np.concatenate(parts)
 
     def window(self, position: int, lane: int = 0) -> tuple[int, tuple[int, ...]]:
-        """The position at which the window that holds this one ends, and the shards that it is made of."""
+        """The position at which the window that holds this one ends, and the shards that it reads: those that it is
+        made of, and where it is small those of its neighbour, see `replacement`.
+        """
         epoch, place, at = self._find(position, lane)
         bounds, firsts = self._windows_of(lane, epoch)
         order, ends, _ = self._shards_of(epoch)
-        last = int(np.searchsorted(ends, bounds[at + 1], side="left"))
-        return position + int(bounds[at + 1]) - place, tuple(order[firsts[at] : last + 1].tolist())
+        beside = self._beside(lane, epoch, at) if bounds[at + 1] - bounds[at] <= _FEW else at
+        last = int(np.searchsorted(ends, bounds[max(at, beside) + 1], side="left"))
+        return position + int(bounds[at + 1]) - place, tuple(order[firsts[min(at, beside)] : last + 1].tolist())
 
     def replacement(self, position: int, tries: int, lane: int = 0) -> int:
         """The sample that stands in for an unusable one at a position, after `tries` unusable stand-ins.
 
         They come from the same window, so from shards that are being read anyway, and from half a window further on:
-        the next sample is in the same batch most often, and twice in a batch it would be its own negative.
+        the next sample is in the same batch most often, and twice in a batch it would be its own negative. An epoch may
+        end with a window of a few samples, and when none of them can be used they come from its neighbour.
         """
-        numbers, inside = self._around(position, lane)
+        epoch, place, at = self._find(position, lane)
+        numbers, inside = self._samples_of(lane, epoch, at), place - int(self._windows_of(lane, epoch).bounds[at])
+        if len(numbers) <= min(tries, _FEW):
+            numbers = self._samples_of(lane, epoch, self._beside(lane, epoch, at))
         return int(numbers[(inside + len(numbers) // 2 + tries) % len(numbers)])
 
-    def _around(self, position: int, lane: int) -> tuple[NDArray[np.int64], int]:
-        """The window that a lane's position lies in, and its place there."""
-        epoch, place, at = self._find(position, lane)
-        return self._samples_of(lane, epoch, at), place - int(self._windows_of(lane, epoch).bounds[at])
+    def _beside(self, lane: int, epoch: int, window: int) -> int:
+        """The window before this one, which is read already; of the first the next; of a single one itself."""
+        return window - 1 if window else min(1, len(self._windows_of(lane, epoch).firsts) - 1)
 
     def _find(self, position: int, lane: int) -> tuple[int, int, int]:
         """A lane's position as (epoch, place in the list of the epoch's samples, number of the window)."""
