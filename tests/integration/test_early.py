@@ -4,16 +4,12 @@ from a real server that holds back what is asked for later.
 
 from __future__ import annotations
 
-import hashlib
 import signal
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
@@ -22,30 +18,26 @@ import pytest
 from clipa.data.arrivals import first_needs
 from clipa.data.order import mixture_of
 from clipa.data.pinned import opened
-from clipa.data.wds import shard_bytes
 from clipa.errors import StorageError
 from clipa.host.attempt import Leaving
 from clipa.host.supervisor import Supervisor, Task
 from clipa.registry import events
-from clipa.registry.run_dir import RunDir, write_whole
+from clipa.registry.run_dir import RunDir
 from clipa.registry.scan import scan
 from clipa.spec import plan as plans
-from clipa.spec.cluster import Dataset
-from clipa.spec.job import Portion, TrainPhase
-from clipa.spec.plan import Data, Limits
+from clipa.spec.job import TrainPhase
+from clipa.spec.plan import Limits
 from clipa.staging import cache as caches
 from clipa.staging.meeting import Wanted, make, meeting_place
 from clipa.staging.receipt import Receipts
-from clipa.storage import manifest as manifests
-from clipa.storage.manifest import Manifest, Shard
+from tests.services.bucket_runs import EACH, SHARDS, Bucket, in_thread, said, supervised, until, weights
 from tests.services.faults import FaultProxy
 from tests.services.s3 import client, new_bucket
 from tests.services.stage_runs import parts
-from tests.services.train_runs import jpeg, make_run
 
 pytest_plugins = ["tests.services.wire"]
 
-SHARDS, EACH, STEPS = 24, 8, 40
+
 AHEAD = 8
 """Shards that are on their way at a time (clipa.staging.fill.THREADS)."""
 
@@ -57,62 +49,10 @@ def proxy(streamed: FaultProxy, monkeypatch: pytest.MonkeyPatch) -> FaultProxy:
     return streamed
 
 
-class Bucket:
-    """Datasets at a server, and runs that read them."""
-
-    def __init__(self, folder: Path, server: str, url: str) -> None:
-        self.folder, self.cache, self._url = folder, folder / "cache", url
-        self._s3, self._bucket, self._raw = client(server), new_bucket(server), dict[tuple[str, str], bytes]()
-
-    def dataset(self, name: str, shards: int = SHARDS) -> Manifest:
-        rows = []
-        for number in range(shards):
-            samples = range(number * EACH, (number + 1) * EACH)
-            raw = shard_bytes([(f"{n:04d}", {"jpg": jpeg(n, 16), "txt": f"{name} {n}".encode()}) for n in samples])
-            self._s3.put_object(Bucket=self._bucket, Key=f"{name}/{number}.tar", Body=raw)
-            self._raw[f"s3://{self._bucket}/{name}", f"{number}.tar"] = raw
-            digest = hashlib.sha256(raw).hexdigest()
-            rows.append(Shard(name=f"{number}.tar", size=len(raw), sha256=digest, samples=EACH))
-        return Manifest(url=f"s3://{self._bucket}/{name}", shards=tuple(rows))
-
-    def staged(self, manifest: Manifest) -> Path:
-        return manifests.staged_folder(str(self.cache), manifest.digest)
-
-    def whole(self, manifest: Manifest) -> int:
-        """How many shards are there. Fails when a final name holds anything else."""
-        found = [shard for shard in manifest.shards if (self.staged(manifest) / shard.name).exists()]
-        for shard in found:
-            assert (self.staged(manifest) / shard.name).read_bytes() == self._raw[manifest.url, shard.name]
-        return len(found)
-
-    def stage(self, manifest: Manifest) -> None:
-        for shard in manifest.shards:
-            write_whole(self.staged(manifest) / shard.name, self._raw[manifest.url, shard.name])
-
-    def run(self, name: str, *read: tuple[Manifest, str], steps: int = STEPS, **settings: Any) -> RunDir:
-        """A run that reads datasets in equal shares, each `stage`, `early` or `stream`."""
-        if len(read) > 1:
-            settings["data"] = tuple(Portion(name=manifest.url, weight=1.0) for manifest, _ in read)
-        run = make_run(self.folder, name, steps, shuffle_window=2 * EACH, **settings)
-        data = [
-            Data(
-                name=manifest.url.rpartition("/")[2], source=Dataset(url=manifest.url, endpoint=self._url),
-                manifest=manifest.digest, shards=len(manifest.shards), bytes=manifest.bytes, samples=manifest.samples,
-                access="stream" if how == "stream" else "stage", early=how == "early",
-            )
-            for manifest, how in read
-        ]  # fmt: skip
-        for manifest, _ in read:
-            write_whole(run.manifest(manifest.digest), manifests.encode(manifest))
-        plan = plans.decode(run.plan.read_bytes())
-        write_whole(run.plan, plans.encode(msgspec.structs.replace(plan, data=data[0], mixed=tuple(data[1:]))))
-        return run
-
-
 @pytest.fixture(scope="module")
 def reference(server: str, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The weights of a run whose dataset was staged before it began."""
-    bucket = Bucket(tmp_path_factory.mktemp("reference"), server, server)
+    bucket = Bucket(tmp_path_factory.mktemp("reference"), client(server), new_bucket(server), server)
     dataset = bucket.dataset("d")
     bucket.stage(dataset)
     run = bucket.run("straight", (dataset, "stage"))
@@ -122,19 +62,7 @@ def reference(server: str, tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 @pytest.fixture
 def bucket(tmp_path: Path, server: str, proxy: FaultProxy) -> Bucket:
-    return Bucket(tmp_path, server, proxy.url)
-
-
-def supervised(run: RunDir) -> int:
-    return Supervisor([Task(str(run.path), 1)], Leaving()).execute()
-
-
-def weights(run: RunDir, steps: int = STEPS) -> bytes:
-    return (run.step_dir(steps) / "model.safetensors").read_bytes()
-
-
-def said(run: RunDir, writer: str, kind: type, attempt: int = 1) -> list[Any]:
-    return [e for e in events.read(run.event_file(attempt, writer)) if isinstance(e, kind)]
+    return Bucket(tmp_path, client(server), new_bucket(server), proxy.url)
 
 
 def asked_for(proxy: FaultProxy, since: int = 0) -> list[str]:
@@ -145,14 +73,6 @@ def asked_for(proxy: FaultProxy, since: int = 0) -> list[str]:
 
 def name_in(path: str) -> str:
     return urlsplit(path).path.rpartition("/")[2]
-
-
-def until(condition: Callable[[], Any], seconds: float = 200) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    return found
 
 
 class Held:
@@ -171,12 +91,6 @@ class Held:
     def _wait(self, path: str) -> None:
         if name_in(path) not in self._free:
             self.go.wait(250)
-
-
-def in_thread(work: Callable[[], None]) -> threading.Thread:
-    thread = threading.Thread(target=work)
-    thread.start()
-    return thread
 
 
 def test_training_begins_on_the_first_shards_and_is_bit_for_bit_what_it_is_when_all_are_there(

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from clipa.errors import InputError
+from clipa.registry.events import Step
 from clipa.spec.cluster import Dataset
 from clipa.staging.stage import stage
 from clipa.storage.dataset import index, publish_manifest
 from clipa.storage.manifest import staged_folder
 from clipa.storage.store import Store
+from tests.services.bucket_runs import SHARDS, Bucket, in_thread, said, supervised, until
 from tests.services.stage_runs import MIB, call, content, make_run, start, whole, write_shards
 
 if TYPE_CHECKING:
@@ -39,6 +41,27 @@ def test_a_bucket_is_written_indexed_and_staged(tmp_path: Path, rgw: Rgw, wire: 
     run = make_run(tmp_path, source, wrote)
     assert call(run)[::2] == (0, "")
     assert whole(staged_folder(str(tmp_path / "cache"), wrote.digest), wrote) == 3
+
+
+def test_a_run_streams_one_dataset_and_begins_on_the_first_shards_of_another_while_the_server_dies(
+    tmp_path: Path, rgw: Rgw
+) -> None:
+    """Over HTTPS, through the supervisor. What the weights must be is tests/integration/test_early.py's."""
+    bucket = Bucket(tmp_path, rgw.client(), rgw.new_bucket(), rgw.https)
+    early, streamed = bucket.dataset("early"), bucket.dataset("streamed", 9)
+    run = bucket.run("r", (early, "early"), (streamed, "stream"), steps=60)
+
+    def dies_and_comes_back() -> None:
+        until(lambda: said(run, "train", Step))
+        rgw.kill()
+        rgw.start()
+
+    dying = in_thread(dies_and_comes_back)
+    assert supervised(run) == 0
+    dying.join()
+    assert bucket.whole(early) == SHARDS
+    assert bucket.whole(streamed) == 0
+    assert not list((bucket.cache / "streamed").iterdir())
 
 
 def test_a_file_is_uploaded_in_parts_and_arrives(tmp_path: Path, rgw: Rgw) -> None:

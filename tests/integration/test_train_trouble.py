@@ -9,7 +9,11 @@ import pytest
 
 from clipa.registry import events, skips
 from clipa.registry.scan import scan
+from tests.services.bucket_runs import Bucket
+from tests.services.s3 import client, new_bucket
 from tests.services.train_runs import BATCH, make_run
+
+pytest_plugins = ["tests.services.wire"]
 
 STEPS, BAD = 40, 18
 POISON = """
@@ -78,6 +82,21 @@ def test_it_goes_back_past_the_samples_once_and_a_resume_decides_the_same(tmp_pa
     assert code == 0, said
     assert _events(killed, 2, events.WentBack) == []
     assert _weights(killed) == _weights(straight)
+
+
+@pytest.mark.long
+def test_while_its_shards_are_streamed_it_goes_back_to_the_same_samples_and_past_the_same(tmp_path, server, streamed):
+    bucket = Bucket(tmp_path, client(server), new_bucket(server), streamed.url)
+    dataset = bucket.dataset("d")
+    bucket.stage(dataset)
+    runs = [bucket.run(how, (dataset, how), on_spike="rollback") for how in ("stage", "stream")]
+    for run in runs:
+        code, said = _finish(_start(run, 1, WILD))
+        assert code == 0, said
+        (back,) = _events(run, 1, events.WentBack)
+        assert (back.step, back.to) == (BAD, 16)
+    assert _weights(runs[0]) == _weights(runs[1])
+    assert not list((bucket.cache / "streamed").iterdir())
 
 
 def test_trouble_that_comes_again_ends_the_attempt(tmp_path):
