@@ -7,12 +7,17 @@ import sys
 
 import msgspec
 import pytest
+import torch
 from safetensors.torch import load_file
 
+from clipa.attempt.devices import Ranks
+from clipa.attempt.process import Session
 from clipa.registry import events
 from clipa.registry.run_dir import write_whole
 from clipa.spec import plan as plans
 from clipa.spec.inputs import ImageInput, Jitter
+from clipa.train.learner import Learner
+from clipa.train.saver import Saver
 from tests.services.attempts import STEPS, final_bytes, finish, start, steps_of, until
 
 
@@ -84,9 +89,14 @@ def test_a_torn_checkpoint_is_passed_over(make_run):
 
 def test_a_run_whose_plan_became_another_is_refused_on_all_ranks(make_run):
     run = make_run("other", 2, steps=4)
-    assert finish(start(run, 1, 2))[0] == [0, 0]
-    before = (run.step_dir(4) / "model.safetensors").read_bytes()
     plan = plans.decode(run.plan.read_bytes())
+    assert run.claim(1)
+    alone = Ranks(0, 1, torch.device("cpu"))
+    learner = Learner(plan, alone)
+    with Saver(Session(run, plan, 1, None), alone) as saver:
+        saver.save(2, learner.model, learner.optimizer)
+        saver.finish(2)
+    before = (run.step_dir(2) / "model.safetensors").read_bytes()
     optim = msgspec.structs.replace(plan.settings.optim, lr=0.5)
     settings = msgspec.structs.replace(plan.settings, optim=optim)
     write_whole(run.plan, plans.encode(msgspec.structs.replace(plan, settings=settings)))
@@ -94,7 +104,8 @@ def test_a_run_whose_plan_became_another_is_refused_on_all_ranks(make_run):
     assert codes == [2, 2], said
     assert "written by another plan: optim.lr is 0.001 there, 0.5 here" in said
     assert "Traceback" not in said
-    assert (run.step_dir(4) / "model.safetensors").read_bytes() == before
+    assert [step for step, _ in run.complete_checkpoints()] == [2]
+    assert (run.step_dir(2) / "model.safetensors").read_bytes() == before
 
 
 @pytest.mark.parametrize("log_every", [1, 10])
