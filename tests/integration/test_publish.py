@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import signal
@@ -17,10 +18,14 @@ import pytest
 
 from clipa.errors import InputError, StorageError
 from clipa.host import publishing
+from clipa.host.attempt import Leaving
 from clipa.host.children import Child
+from clipa.host.supervisor import Supervisor, Task
 from clipa.launch import weights
-from clipa.registry import events
+from clipa.registry import events, records
 from clipa.registry.run_dir import RunDir, write_whole
+from clipa.registry.scan import scan
+from clipa.registry.state import State
 from clipa.spec import card
 from clipa.spec import plan as plans
 from clipa.spec.cluster import Dataset
@@ -30,9 +35,11 @@ from clipa.staging.stage import stage_weights
 from clipa.storage.manifest import staged_weights
 from clipa.storage.published import whole_checkpoint
 from clipa.storage.store import Store
+from tests.services.bucket_runs import said, until
 from tests.services.faults import FaultProxy
 from tests.services.s3 import client, new_bucket
 from tests.services.stage_runs import MIB, content, make_run, write_shards
+from tests.services.train_runs import make_run as train_run
 
 pytest_plugins = ["tests.services.wire"]
 
@@ -275,6 +282,45 @@ def test_a_publisher_that_was_killed_is_started_again_for_the_last_one(
     assert len(started) == 2
     assert remote.whole is True
     assert markers(run, target) == ["step-000000001"]
+
+
+def test_a_supervisor_that_is_killed_while_the_last_one_is_on_its_way_leaves_nothing_that_looks_whole(
+    tmp_path: Path, target: Dataset, proxy: FaultProxy
+) -> None:
+    """`kill -9`, when the training is done and only the upload is waited for; a resume brings it and trains nothing."""
+    run = train_run(tmp_path, "r", 8)
+    plan = plans.decode(run.plan.read_bytes())
+    write_whole(run.plan, plans.encode(msgspec.structs.replace(plan, publish=target)))
+    proxy.hold_puts = True
+    code = "from clipa.host.supervisor import *; Supervisor([Task({!r}, 1)], Leaving()).execute()"
+    supervisor = subprocess.Popen([sys.executable, "-c", code.format(str(run.path))])
+    until(lambda: proxy.puts and said(run, "train", events.TrainerEnded))
+    supervisor.kill()
+    supervisor.wait()
+    until(lambda: not running(str(run.path)))
+    proxy.release.set()
+    proxy.hold_puts = False
+    (status,) = scan([run.path.parent]).statuses
+    assert status.state is State.INTERRUPTED
+    assert status.remote is False
+    assert "not all of it is at the URL" in status.why
+    assert markers(run, target) == []
+    records.write_intent(run, 2, 2, "resume")
+    assert Supervisor([Task(str(run.path), 2)], Leaving()).execute() == 0
+    assert markers(run, target)[-1] == "step-000000008"
+    assert said(run, "train", events.Step, 2) == []
+    (status,) = scan([run.path.parent]).statuses
+    assert (status.state, status.remote) == (State.DONE, True)
+
+
+def running(word: str) -> list[int]:
+    """Processes with this word in their command line."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if word.encode() in path.read_bytes():
+                found.append(int(path.parent.name))
+    return found
 
 
 def test_a_server_that_is_away_at_the_end_is_waited_for(
