@@ -32,18 +32,18 @@ class Bucket:
 
     def __init__(self, folder: Path, s3: Any, bucket: str, url: str) -> None:
         self.folder, self.cache, self._url = folder, folder / "cache", url
-        self._s3, self._bucket, self._raw = s3, bucket, dict[tuple[str, str], bytes]()
+        self._s3, self.name, self._raw = s3, bucket, dict[tuple[str, str], bytes]()
 
     def dataset(self, name: str, shards: int = SHARDS) -> Manifest:
         rows = []
         for number in range(shards):
             samples = range(number * EACH, (number + 1) * EACH)
             raw = shard_bytes([(f"{n:04d}", {"jpg": jpeg(n), "txt": f"{name} {n}".encode()}) for n in samples])
-            self._s3.put_object(Bucket=self._bucket, Key=f"{name}/{number}.tar", Body=raw)
-            self._raw[f"s3://{self._bucket}/{name}", f"{number}.tar"] = raw
+            self._s3.put_object(Bucket=self.name, Key=f"{name}/{number}.tar", Body=raw)
+            self._raw[f"s3://{self.name}/{name}", f"{number}.tar"] = raw
             digest = hashlib.sha256(raw).hexdigest()
             rows.append(Shard(name=f"{number}.tar", size=len(raw), sha256=digest, samples=EACH))
-        return Manifest(url=f"s3://{self._bucket}/{name}", shards=tuple(rows))
+        return Manifest(url=f"s3://{self.name}/{name}", shards=tuple(rows))
 
     def staged(self, manifest: Manifest) -> Path:
         return manifests.staged_folder(str(self.cache), manifest.digest)
