@@ -193,6 +193,8 @@ def dry_run(prepared: Prepared, as_json: bool) -> None:
     """The plans, and exactly what would be submitted."""
     from clipa.launch import request
 
+    for text in prepared.notes:
+        note(text)
     if as_json:
         json({"plans": prepared.plans, "submission": request.describe(prepared)})
         return

@@ -95,6 +95,8 @@ def submit(request: Request) -> Submission:
         if request.name and (known := _known(request)):
             return _again(request, known)
         prepared = prepare(request)
+        for note in prepared.notes:
+            request.say(note)
         runs = create.create(prepared)
         create.start([Task(str(run.path), create.FIRST) for run in runs], prepared.plans)
     group = prepared.plans[0].group

@@ -10,9 +10,12 @@ import pytest
 from clipa.cli import show
 from clipa.cli.tail import telling
 from clipa.host.children import last_lines
+from clipa.launch.prepare import Prepared
 from clipa.registry.events import Step
 from clipa.registry.run_dir import RunDir
 from clipa.registry.state import BadSamples, RunStatus, Score, State
+from clipa.spec import plan as plans
+from tests.services.train_runs import make_run
 
 
 def status(phase: str, state: State, parent: str = "", root: Path = Path("/nowhere"), why: str = "w") -> RunStatus:
@@ -107,3 +110,14 @@ def test_the_last_lines_are_as_many_as_were_asked_for(tmp_path: Path) -> None:
     assert last_lines(log, 300) == lines[-300:]
     assert last_lines(log, 5000) == lines
     assert last_lines(tmp_path / "none", 5) == []
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_dry_run_says_what_the_plans_remark_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], as_json: bool
+) -> None:
+    plan = plans.decode(make_run(tmp_path, "one").plan.read_bytes())
+    show.dry_run(Prepared((plan,), {}, ("pretrain: each of 4 nodes reads all of laion",)), as_json)
+    said = capsys.readouterr()
+    assert "pretrain: each of 4 nodes reads all of laion\n" in said.err
+    assert "each of 4 nodes" not in said.out
