@@ -18,7 +18,7 @@ from clipa.train.finite import Finite
 from clipa.train.gradients import norms
 from clipa.train.metrics import StepOutcome
 from clipa.train.optim import lr_at, make_optimizer
-from clipa.train.parallel import fit_out, is_shared_out, put, spread, whole
+from clipa.train.parallel import fit_out, is_shared_out, spread, whole
 from clipa.train.passes import backward
 
 
@@ -74,7 +74,9 @@ class Learner:
         if not is_shared_out(self.model):
             return self.model
         copy = self._blank_model().to(self.ranks.device)
-        put(copy, {name: whole(weight) for name, weight in self.model.state_dict().items()})
+        own = copy.state_dict()
+        for name, weight in self.model.state_dict().items():
+            own[name].copy_(whole(weight))  # one at a time: there is room for the model twice, not three times
         return copy
 
     def _blank_model(self) -> Clip:

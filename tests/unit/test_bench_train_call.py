@@ -7,10 +7,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
 import torch
+from torch.autograd import DeviceType
 from typer.testing import CliRunner
 
 from clipa.bench import train, train_all, train_profile, train_project, train_run, train_sides, train_windows
@@ -204,6 +206,24 @@ def test_the_profile_has_a_trace_and_names_the_regions(tmp_path: Path, capsys: p
     trace = json.loads((tmp_path / "clipa.trace.json").read_text())
     assert any(event.get("name") == "region: image tower forward" for event in trace["traceEvents"])
     assert "aten::" in (tmp_path / "clipa.txt").read_text()
+
+
+def test_a_region_of_a_gpu_is_the_time_of_its_kernels_once_of_the_step_by_the_clock() -> None:
+    def event(key: str, kind: DeviceType, host: float, device: float) -> SimpleNamespace:
+        return SimpleNamespace(key=key, device_type=kind, cpu_time_total=host, device_time_total=device)
+
+    tower, engine = "region: image tower forward", "autograd::engine::evaluate_function: MmBackward0"
+    events = [
+        event(tower, DeviceType.CPU, 600.0, 9000.0), event(tower, DeviceType.CUDA, 0.0, 9500.0),
+        event(engine, DeviceType.CPU, 300.0, 15000.0), event("Optimizer.step#AdamW.step", DeviceType.CPU, 90.0, 3000.0),
+        event("aten::mm", DeviceType.CPU, 500.0, 20000.0),
+    ]  # fmt: skip
+    said = train_profile.regions(events, torch.device("cuda"), 10.0)
+    rows = [line.rsplit(maxsplit=3) for line in said.splitlines()[1:-1]]
+    assert [(name, float(ms), float(share)) for name, ms, share, _ in rows] == [
+        ("backward", 5.0, 50.0), ("image tower forward", 3.0, 30.0), ("optimizer", 1.0, 10.0),
+    ]  # fmt: skip
+    assert said.splitlines()[-1].split() == ["the", "whole", "step", "10.0"]
 
 
 def test_regions_are_named_only_while_they_are_recorded(work: Work) -> None:
