@@ -278,7 +278,11 @@ class _Shelf:
         """The datasets that a phase trains on, in the order of its portions; none for an evaluation."""
         if isinstance(phase, Eval):
             return ()
-        return tuple(self._timed(self.pin(portion.name, where), phase.shuffle_window) for portion in phase.portions)
+        found: list[Data] = []
+        for portion in phase.portions:
+            taken = sum(data.bytes for data in found if data.access == "stage")
+            found.append(self._timed(self.pin(portion.name, where, taken), phase.shuffle_window))
+        return tuple(found)
 
     def _timed(self, data: Data, window: int) -> Data:
         """A dataset that is staged, with whether training begins before all of it is there."""
@@ -290,13 +294,15 @@ class _Shelf:
             self.notes[f"{data.name}: {start.why}{hint}"] = None
         return msgspec.structs.replace(data, early=start.early)
 
-    def pin(self, word: str, where: str) -> Data:
-        """The dataset of this name or URL, pinned by the digest of its manifest."""
+    def pin(self, word: str, where: str, taken: int = 0) -> Data:
+        """The dataset of this name or URL, pinned by the digest of its manifest. `taken`: bytes of the cache that
+        others of its mixture take.
+        """
         if word not in self._pinned:
             source = self._resolve(word, where)
             manifest = index(source)
             self.manifests[manifest.digest] = manifest
-            choice = choose(source, manifest.bytes, self.cache_limit)
+            choice = choose(source, manifest.bytes, self.cache_limit, taken)
             if choice.access == "stream" and manifest.samples is None:
                 raise ConfigError(
                     f"the dataset would be streamed ({choice.why}), and its manifest does not say how many samples "

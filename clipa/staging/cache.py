@@ -128,6 +128,10 @@ def sweep(
                 shutil.rmtree(gone, ignore_errors=True)
     found = listing(cache, live)
     total = sum(cached.on_disk for cached in found)
+    # A live run may be staging while it trains: the room that it was promised is taken.
+    limit -= sum(
+        max(0, cached.bytes - cached.on_disk) for cached in found if cached.pinned_by and cached.path not in keep
+    )
     removed, kept = [], {}
     for cached in sorted(found, key=lambda cached: cached.kind != "streamed"):
         if total <= limit and cached.kind != "streamed":

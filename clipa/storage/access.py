@@ -57,13 +57,16 @@ class Choice(NamedTuple):
     why: str
 
 
-def choose(source: Dataset, size: int, limit: int) -> Choice:
-    """Stage or stream a dataset of `size` bytes where the cache may hold `limit` bytes (0: any number)."""
+def choose(source: Dataset, size: int, limit: int, taken: int = 0) -> Choice:
+    """Stage or stream a dataset of `size` bytes where the cache may hold `limit` bytes (0: any number), of which the
+    datasets before it in a mixture take some.
+    """
     if source.access != "auto":
         return Choice(source.access, f'access = "{source.access}"')
     gib = f"{size / 2**30:,.1f} GiB"
-    if limit and size > limit:
-        return Choice("stream", f"{gib} do not fit the cache's {limit / 2**30:,.1f} GiB")
+    if limit and size + taken > limit:
+        beside = f" beside the {taken / 2**30:,.1f} GiB before it" if taken else ""
+        return Choice("stream", f"{gib} do not fit the cache's {limit / 2**30:,.1f} GiB{beside}")
     return Choice(
         "stage", f"{gib} fit the cache" + (f"'s {limit / 2**30:,.1f} GiB" if limit else ", which has no limit")
     )

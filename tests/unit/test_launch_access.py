@@ -131,3 +131,11 @@ def test_the_datasets_of_a_mixture_each_have_their_own_way(folder: Path) -> None
     (plan,) = found.plans
     assert [(d.name, d.access, d.early) for d in plan.trained_on] == [("one", "stage", True), ("two", "stream", False)]
     assert {EARLY, 'two is streamed: access = "stream"'} <= set(found.notes)
+
+
+def test_two_that_fit_one_by_one_but_not_together_are_not_both_staged(folder: Path) -> None:
+    data = '[{ name = "one", weight = 0.75 }, { name = "two", weight = 0.25 }]'
+    bound = "\n".join(f'{name} = {{ url = "AT/{name}", access = "auto" }}' for name in ("one", "two"))
+    size = planned(folder, '"one"', ONE).plans[0].trained_on[0].bytes
+    (plan,) = planned(folder, data, bound, limit=1.5 * size / 2**30).plans
+    assert [d.access for d in plan.trained_on] == ["stage", "stream"]

@@ -190,3 +190,12 @@ def test_what_somebody_reads_stays_whoever_it_is(cache: Path, streamed: dict[str
     assert swept.removed == ()
     assert set(swept.kept.values()) == {"somebody reads it"}
     assert all(folder.exists() for folder in streamed.values())
+
+
+def test_the_room_of_what_a_live_run_is_still_staging_is_taken(cache: Path) -> None:
+    """It trains already, and its shards come meanwhile: nobody else may have their place."""
+    folder = cache / "staged" / "c"
+    use(folder, About(url="s3://bucket/c", bytes=264 * KIB, shards=4), Path("/runs/live"))
+    assert [Path(c.path).name for c in sweep(cache, 370 * KIB, dry_run=True, by=_live).removed] == ["a"]
+    assert sweep(cache, 370 * KIB, dry_run=True, keep=[str(folder)], by=_live).removed == ()
+    assert sweep(cache, 370 * KIB, dry_run=True, by=lambda _: False).removed == ()

@@ -64,3 +64,11 @@ def test_training_begins_before_all_is_staged_where_the_order_is_known_and_it_he
     assert start.early is early
     assert why in start.why
     assert bool(why) == bool(start.why)
+
+
+def test_of_a_mixture_what_does_not_fit_beside_the_others_is_streamed() -> None:
+    auto = Dataset(url="s3://b", access="auto")
+    assert choose(auto, GIB, 2 * GIB, taken=GIB).access == "stage"
+    choice = choose(auto, GIB + 1, 2 * GIB, taken=GIB)
+    assert choice.access == "stream"
+    assert choice.why == "1.0 GiB do not fit the cache's 2.0 GiB beside the 1.0 GiB before it"
