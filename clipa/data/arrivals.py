@@ -90,7 +90,7 @@ def first_needs(mixture: Mixture, lanes: range, step: int, shards: Mapping[int, 
     left = {(number, shard) for number, count in shards.items() for shard in range(count)}
     epochs = [mixture.orders[n].samples * total / mixture.weights[n] / mixture.batch for n in shards]
     found: list[tuple[int, int]] = []
-    for reading in mixture.readings(step, lanes):
+    for reading in mixture.readings(step, lanes, shards):
         if reading.first > step + 2 * max(epochs) or not left:
             break
         new = {(reading.dataset, shard): None for shard in reading.shards if (reading.dataset, shard) in left}

@@ -13,7 +13,7 @@ carried. Permutations sort its raw output: numpy keeps that stable between versi
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from fractions import Fraction
 from functools import lru_cache
 from typing import Generic, NamedTuple, TypeVar
@@ -255,9 +255,13 @@ class Mixture:
         dataset = int(datasets[place % BLOCK])
         return Place(dataset, self.orders[dataset].replacement(int(own[place % BLOCK]), tries, lane))
 
-    def readings(self, step: int, lanes: Sequence[int]) -> Iterator[Reading]:
-        """What these lanes read from a step on, in the order in which it is needed. Endless."""
-        return heapq.merge(*(self._readings(step, lane, at) for lane in lanes for at in range(len(self.orders))))
+    def readings(self, step: int, lanes: Sequence[int], datasets: Collection[int] = ()) -> Iterator[Reading]:
+        """What these lanes read from a step on, in the order in which it is needed. Endless.
+
+        `datasets`: of these alone, by their places in the mixture; empty: of all. The sizes of others don't matter.
+        """
+        places = datasets or range(len(self.orders))
+        return heapq.merge(*(self._readings(step, lane, at) for lane in lanes for at in places))
 
     def _readings(self, step: int, lane: int, dataset: int) -> Iterator[Reading]:
         each = self.batch // self.lanes

@@ -115,9 +115,7 @@ class Streamer:
         try:
             while True:
                 # Without an end: a run that went past some samples reads as many more (clipa.registry.skips).
-                for window in self._mixture.readings(self._step, self._lanes):
-                    if window.dataset not in self._sources:
-                        continue
+                for window in self._mixture.readings(self._step, self._lanes, self._sources):
                     if not self._has_room(held, window, ahead, limit if window.first < stop else None):
                         break
                     held.append(window)
@@ -217,7 +215,12 @@ class _Node:
         assert isinstance(plan.settings, TrainPhase)
         self._plan, self._place = plan, place
         self._manifests = [pinned_manifest(run, data.manifest) for data in plan.trained_on]
-        sizes = [[shard.samples or 0 for shard in manifest.shards] for manifest in self._manifests]
+        # What is simply there is in nobody's way here, and its shards need not be counted.
+        coming = [data in plan.early or data.access == "stream" for data in plan.trained_on]
+        sizes = [
+            [shard.samples or 0 for shard in manifest.shards] if comes else [1]
+            for manifest, comes in zip(self._manifests, coming, strict=True)
+        ]
         self._mixture = mixture_of(plan.settings, sizes, plan.seed)
         each = plan.settings.batch // plan.world.nodes
         self._lanes = self._mixture.lanes_of(node * each, (node + 1) * each)

@@ -210,3 +210,20 @@ def test_each_sample_of_a_batch_is_of_its_slots_lane() -> None:
 def test_lanes_that_do_not_fit_are_refused(lanes: tuple[int, int], batch: int) -> None:
     with pytest.raises(ValueError, match="lanes"):
         Mixture([Order([4], 0, 4, count) for count in lanes], [1.0, 1.0], batch)
+
+
+@settings(deadline=None, max_examples=40)
+@given(mixtures(), st.integers(0, 300), st.data())
+def test_the_readings_of_some_datasets_do_not_depend_on_the_shards_of_others(
+    case: tuple[Mixture, int], step: int, data: st.DataObject
+) -> None:
+    mixture, _ = case
+    every = range(len(mixture.orders))
+    some = data.draw(st.sets(st.sampled_from(every), min_size=1))
+    uncounted = Mixture(
+        [order if at in some else Order([1], order.seed, 1, mixture.lanes) for at, order in enumerate(mixture.orders)],
+        mixture.weights, mixture.batch,
+    )  # fmt: skip
+    lanes = range(mixture.lanes)
+    wanted = [reading for reading in islice(mixture.readings(step, lanes), 30) if reading.dataset in some]
+    assert list(islice(uncounted.readings(step, lanes, some), len(wanted))) == wanted

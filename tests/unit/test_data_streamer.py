@@ -6,19 +6,25 @@ import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from clipa.data.order import Mixture, mixture_of
-from clipa.data.streamer import Source, Streamer
+from clipa.data.streamer import Source, Streamer, _Node
 from clipa.data.wds import shard_bytes
+from clipa.registry.run_dir import write_whole
+from clipa.spec import plan as plans
 from clipa.spec.cluster import Dataset
 from clipa.spec.inputs import ImageInput, TextInput
-from clipa.spec.job import Optim, Pretrain
+from clipa.spec.job import Optim, Portion, Pretrain
 from clipa.staging.fill import Stopped
+from clipa.storage import manifest as manifests
 from clipa.storage.manifest import Manifest, Shard
 from clipa.storage.store import Store
+from tests.services.train_runs import make_run
 
 SHARDS, EACH, BATCH = 40, 8, 8
 PHASE = Pretrain(data="d", samples=8000, batch=BATCH, image=ImageInput(size=8), text=TextInput(tokens=8),
@@ -121,3 +127,20 @@ def test_what_cannot_be_had_is_raised_and_what_was_asked_to_leave_leaves(running
     running.thread.join(60)
     assert not isinstance(running.error, Stopped)
     assert "tar" in str(running.error)
+
+
+def test_what_is_streamed_needs_no_count_of_what_is_staged_beside_it(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "mixed", data=(Portion(name="squares", weight=1.0), Portion(name="uncounted", weight=3.0)))
+    plan = plans.decode(run.plan.read_bytes())
+    assert plan.data is not None
+    counted, not_counted = (
+        Manifest(url="s3://b/d", shards=tuple(Shard(name=f"{n}.tar", size=n, samples=many) for n in range(2)))
+        for many in (30, None)
+    )
+    not_counted = msgspec.structs.replace(not_counted, shards=not_counted.shards[1:])
+    for manifest in (counted, not_counted):
+        write_whole(run.manifest(manifest.digest), manifests.encode(manifest))
+    streamed = msgspec.structs.replace(plan.data, manifest=counted.digest, access="stream")
+    staged = msgspec.structs.replace(plan.data, manifest=not_counted.digest, name="uncounted")
+    node = _Node(run, msgspec.structs.replace(plan, data=streamed, mixed=(staged,)), tmp_path, 0)
+    assert {reading.dataset for reading in islice(node._mixture.readings(0, node._lanes, [0]), 9)} == {0}
