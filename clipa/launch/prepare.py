@@ -32,6 +32,7 @@ from clipa.storage import manifest as manifests
 from clipa.storage.access import choose, starts
 from clipa.storage.dataset import index
 from clipa.storage.manifest import Manifest
+from clipa.storage.pattern import require_no_secret
 from clipa.storage.vocabulary import find_vocabulary
 
 
@@ -78,6 +79,9 @@ def prepare(request: Request) -> Prepared:
     plans: list[Plan] = []
     notes: list[str] = []
     init, parent = request.init, ""
+    publish = catalog.as_dataset(cluster.publish) if cluster.publish else None
+    for url in (publish.url if publish else "", init.ref if init else ""):
+        require_no_secret(url, "publish" if publish and url == publish.url else "--from")
     for name in request.phases:
         where = f"{request.recipe.path}: phases.{name}"
         limits, phase, note = _limits(cluster, recipe, recipe.phases[name])
@@ -101,7 +105,7 @@ def prepare(request: Request) -> Prepared:
             run_root=str(request.run_root),
             cache=str(request.cache),
             cache_limit=int(cluster.cache_limit_gib * 2**30),
-            publish=catalog.as_dataset(cluster.publish) if cluster.publish else None,
+            publish=publish,
             name=request.name,
             seed=recipe.seed,
             parent=parent,
@@ -340,6 +344,11 @@ class _Shelf:
         return found
 
     def _resolve(self, word: str, where: str) -> Dataset:
+        found = self._found(word, where)
+        require_no_secret(found.url, where)
+        return found
+
+    def _found(self, word: str, where: str) -> Dataset:
         if word in self.bound:
             return self.bound[word]
         if word.startswith("demo://"):

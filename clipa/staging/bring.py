@@ -67,6 +67,8 @@ def _stage(request: errand.Stage, teller: _Teller) -> None:
         require_safe(shard.name)
     digest = manifest.digest
     folder = Path(request.to) if request.to else manifests.staged_folder(request.cache, digest)
+    if file := next((at for at in (folder, *folder.parents) if at.exists() and not at.is_dir()), None):
+        raise InputError("a file is where the folder would be", where=str(file), hint="give another --to")
     say(errand.Found(url=manifest.url, shards=len(manifest.shards), bytes=manifest.bytes, digest=digest))
     about = cache.About(url=manifest.url, bytes=manifest.bytes, shards=len(manifest.shards))
     if not request.to and request.limit:
@@ -107,11 +109,15 @@ def _leave_manifest(folder: Path, manifest: Manifest, receipts: Receipts, beside
     now, so that the copy is a dataset of its own.
     """
     if not beside:
-        write_whole(folder / f".{manifests.MANIFEST_NAME}", manifests.encode(manifest))
+        hidden = folder / f".{manifests.MANIFEST_NAME}"
+        if not hidden.exists():  # the folder's name is its digest
+            write_whole(hidden, manifests.encode(manifest))
         return
     rows = tuple(receipts.shard(shard) for shard in manifest.shards)
     copy = msgspec.structs.replace(manifest, shards=rows)
-    publish_manifest(Store(str(folder)), copy)
+    beside_it = folder / manifests.MANIFEST_NAME
+    if not beside_it.is_file() or beside_it.read_bytes() != manifests.encode(copy):
+        publish_manifest(Store(str(folder)), copy)
 
 
 def _index(request: errand.Index, teller: _Teller) -> None:

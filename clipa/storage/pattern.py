@@ -25,9 +25,16 @@ def split(url: str) -> Split:
     """The folder and the pattern of a URL.
 
     Raises:
-        InputError: a pattern before the last part of the URL.
+        InputError: a pattern before the last part of the URL, or a query.
     """
     folder, _, last = url.rpartition("/")
+    if "=" in last.partition("?")[2]:
+        raise InputError(
+            "a URL with a query is of one object, not of a folder of shards",
+            where=redacted(url),
+            allowed="https://HOST/FOLDER/{00000..00127}.tar",
+            hint="a signed URL expires too: give the bucket's own URL (s3://, gs://, az://) and credentials",
+        )
     pattern = last if any(mark in last for mark in _MARKS) or last.endswith(".tar") else ""
     folder = folder if pattern else url.rstrip("/")
     if any(mark in folder for mark in _MARKS):
@@ -53,6 +60,20 @@ def redacted(text: str, *urls: str) -> str:
         for query in _QUERY.finditer(url):
             text = text.replace(query[0].partition("?")[2], "***")
     return _QUERY.sub(r"\1***", _USER.sub(_hidden, text))
+
+
+def require_no_secret(url: str, where: str) -> None:
+    """Refuse a URL that would carry a password or a signature into the records of a run.
+
+    Raises:
+        InputError: it has one.
+    """
+    if redacted(url) != url:
+        raise InputError(
+            "a password or a signature in a URL would be written into the run's records",
+            where=f"{where}: {redacted(url)}",
+            hint="keep it where the store's tools look: AWS_PROFILE, GOOGLE_APPLICATION_CREDENTIALS, ~/.netrc for http(s)://",
+        )
 
 
 def _hidden(user: re.Match[str]) -> str:

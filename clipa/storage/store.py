@@ -343,7 +343,8 @@ def _version(path: str, info: dict[str, Any]) -> str:
     # A time tells versions of one object apart, not two objects: with its path, `a/0.tar` is never taken for `b/0.tar`.
     stamp = info.get("mtime") or info.get("LastModified") or info.get("Last-Modified") or info.get("created") or ""
     # memory:// says it as a number when listed and as a date when asked.
-    return f"{stamp.timestamp() if isinstance(stamp, datetime) else stamp} {path}"
+    # Of http:// that path is the URL, and this goes into manifests and records.
+    return f"{stamp.timestamp() if isinstance(stamp, datetime) else stamp} {redacted(path)}"
 
 
 def _digest(info: dict[str, Any]) -> str:
