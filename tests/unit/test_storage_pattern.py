@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from clipa.errors import InputError
-from clipa.storage.pattern import expand_braces, matcher, missing, redacted, split
+from clipa.storage.pattern import expand_braces, matcher, missing, redacted, require_no_secret, split
 from tests.services.require import require
 
 WORD = st.text("abz019-_.", max_size=4)
@@ -92,3 +92,17 @@ def test_a_container_is_no_secret_and_a_signature_is(text: str, shown: str) -> N
 
 def test_the_query_of_the_url_is_hidden_wherever_it_stands() -> None:
     assert redacted("no such key: x?sig=hush", "https://h/x?sig=hush") == "no such key: x?***"
+
+
+@pytest.mark.parametrize("url", ["http://me:hush@h/x", "https://h/x?sig=hush", "s3://k:hush@b/x"])
+def test_a_secret_in_a_url_is_kept_out_of_records(url: str) -> None:
+    with pytest.raises(InputError, match="would be written into the run's records") as caught:
+        require_no_secret(url, "datasets.laion")
+    assert "hush" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["", "s3://b/x/{0..1}.tar", "https://h/x/?.tar", "abfss://box@acc.dfs.core.windows.net/x"]
+)
+def test_other_urls_may_be_recorded(url: str) -> None:
+    require_no_secret(url, "publish")
