@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -14,10 +13,9 @@ from typing import NamedTuple
 
 import msgspec
 
-import clipa
-from clipa.errors import ConfigError, MissingPart, StorageError, did_you_mean
+from clipa.errors import ConfigError, MissingPart, did_you_mean
 from clipa.host import devices
-from clipa.launch import division, pin, weights
+from clipa.launch import demo, division, pin, weights
 from clipa.launch.evaluation import pin_sets
 from clipa.launch.stage_job import with_stage
 from clipa.registry import provenance
@@ -28,7 +26,6 @@ from clipa.spec.job import Eval, Phase, Recipe
 from clipa.spec.leave import leave
 from clipa.spec.load import LoadedRecipe, anchored
 from clipa.spec.plan import Data, EvalData, Limits, Plan, Weights, World
-from clipa.storage import manifest as manifests
 from clipa.storage.access import choose, starts
 from clipa.storage.dataset import index
 from clipa.storage.manifest import Manifest
@@ -79,9 +76,8 @@ def prepare(request: Request) -> Prepared:
     plans: list[Plan] = []
     notes: list[str] = []
     init, parent = request.init, ""
-    publish = catalog.as_dataset(cluster.publish) if cluster.publish else None
-    for url in (publish.url if publish else "", init.ref if init else ""):
-        require_no_secret(url, "publish" if publish and url == publish.url else "--from")
+    publish = _publish(cluster)
+    require_no_secret(init.ref if init else "", "--from")
     for name in request.phases:
         where = f"{request.recipe.path}: phases.{name}"
         limits, phase, note = _limits(cluster, recipe, recipe.phases[name])
@@ -251,6 +247,14 @@ def _world(cluster: Cluster) -> World:
     )
 
 
+def _publish(cluster: Cluster) -> Dataset | None:
+    if not cluster.publish:
+        return None
+    target = catalog.as_dataset(cluster.publish)
+    require_no_secret(target.url, f"cluster {cluster.name}: publish")
+    return target
+
+
 def _require_training_part(recipe: Recipe, cluster: Cluster) -> None:
     missing = [name for name in ("torch", "timm", "webdataset") if importlib.util.find_spec(name) is None]
     if missing:
@@ -352,7 +356,7 @@ class _Shelf:
         if word in self.bound:
             return self.bound[word]
         if word.startswith("demo://"):
-            return Dataset(url=_demo_bucket(word, self.say))
+            return Dataset(url=demo.bucket(word, self.say))
         if "://" in word or word.startswith(("/", "~", "./", "../")):
             return Dataset(url=anchored(word, self.beside))
         raise ConfigError(
@@ -362,43 +366,3 @@ class _Shelf:
             hint=did_you_mean(word, self.bound)
             or f'add to clipa.toml or to the cluster profile {self.cluster}:  [datasets]  {word} = "s3://BUCKET/FOLDER"',
         )
-
-
-_MADE = {"digits": ("train", "val", "test"), "emoji": ("train", "val", "test", "unseen")}
-"""The data that clipa makes by itself, and their splits (`clipa.made.demo`)."""
-_MAKING = {
-    "digits": "handwritten digits, 22 MiB, about 5 s",
-    "emoji": "emoji and their names, 41 MiB, about 15 s",
-}
-"""What is made, and how long that took on one core (3 and 13 CPU seconds, and the start)."""
-
-
-def _demo_bucket(url: str, say: pin.Say) -> str:
-    """The folder of a split of what clipa makes; its bucket is made on first use by `clipa data demo`."""
-    kind, _, split = url.removeprefix("demo://").partition("/")
-    if split not in _MADE.get(kind, ()):
-        allowed = (f"demo://{name}/{part}" for name, parts in _MADE.items() for part in parts)
-        raise ConfigError("no such demo data", where=url, allowed=", ".join(allowed))
-    bucket = catalog.user_folder("cache") / "demo" / f"{kind}-{clipa.__version__}"
-    if not all((bucket / name / manifests.MANIFEST_NAME).is_file() for name in _MADE[kind]):
-        say(f"making the data of {url}, once for this version of clipa: {_MAKING[kind]}, in {bucket}")
-        make_demo(str(bucket), kind)
-    return str(bucket / split)
-
-
-def make_demo(url: str, kind: str = "digits") -> None:
-    """Write a data set that clipa makes by itself to a URL.
-
-    Raises:
-        MissingPart: what the data are made of is not installed here.
-        StorageError: the maker failed; its last words are in the message.
-    """
-    if importlib.util.find_spec("sklearn") is None:
-        raise MissingPart("the demo's data are made with scikit-learn, which is not installed here",
-                          hint="pip install 'clipa[train]'")  # fmt: skip
-    argv = [sys.executable, "-m", "clipa.made.demo", url, "--of", kind]
-    made = subprocess.run(argv, capture_output=True, text=True, check=False, cwd="/")
-    if made.returncode == MissingPart.exit_code:
-        raise MissingPart(made.stderr.strip()[-400:])
-    if made.returncode:
-        raise StorageError("the demo data could not be made", where=url, hint=made.stderr.strip()[-400:])
