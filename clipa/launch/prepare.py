@@ -76,8 +76,6 @@ def prepare(request: Request) -> Prepared:
     plans: list[Plan] = []
     notes: list[str] = []
     init, parent = request.init, ""
-    publish = _publish(cluster)
-    require_no_secret(init.ref if init else "", "--from")
     for name in request.phases:
         where = f"{request.recipe.path}: phases.{name}"
         limits, phase, note = _limits(cluster, recipe, recipe.phases[name])
@@ -101,7 +99,7 @@ def prepare(request: Request) -> Prepared:
             run_root=str(request.run_root),
             cache=str(request.cache),
             cache_limit=int(cluster.cache_limit_gib * 2**30),
-            publish=publish,
+            publish=_publish(cluster),
             name=request.name,
             seed=recipe.seed,
             parent=parent,
@@ -204,6 +202,7 @@ def needs_weights(recipe: Recipe, phases: Sequence[str]) -> bool:
 def check_init(request: Request) -> None:
     """Refuse starting weights of another model before anything is queued."""
     if request.init is not None:
+        require_no_secret(request.init.ref, "--from")
         weights.check(request.init, request.recipe.recipe.model, request.run_root)
 
 
