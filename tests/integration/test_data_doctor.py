@@ -111,7 +111,7 @@ def test_every_trouble_is_found(tmp_path: Path) -> None:
     assert report["shards"] == 7
     assert tree(tmp_path) == before
 
-    said = doctor(str(folder), code=1)
+    said = doctor(str(folder), "--workers", "1", code=1)
     assert "\x1b" not in said
     assert "etc/\\x1b[2Jpasswd" in said
     assert "4  odd name in 1 shard:" in said

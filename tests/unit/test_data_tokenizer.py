@@ -20,13 +20,13 @@ def _letters(data: bytes) -> str:
     return "".join(_SOURCE.byte_encoder[byte] for byte in data)
 
 
-@pytest.mark.parametrize("tokens", [3, 8, 77])
-def test_ids_equal_open_clips_own(tokens: int) -> None:
-    texts = captions()
+@pytest.mark.parametrize(("count", "tokens"), [(1_000, 3), (1_000, 8), (10_000, 77)])
+def test_ids_equal_open_clips_own(count: int, tokens: int) -> None:
+    texts = captions(count)
     expected = _SOURCE(texts, tokens)
     found = tokenizer("clip-bpe").encode(texts, tokens)
     assert found.dtype == torch.int64
-    assert found.shape == (10_000, tokens)
+    assert found.shape == (count, tokens)
     assert torch.equal(found, expected)
 
 
