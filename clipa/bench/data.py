@@ -27,7 +27,6 @@ from clipa.errors import ClipaError, ConfigError, DataError, InputError, told
 from clipa.spec.catalog import find_recipe
 from clipa.spec.cost import Place, cost
 from clipa.spec.hardware import gpu_named
-from clipa.spec.inputs import ImageInput
 from clipa.spec.job import Recipe, TrainPhase
 from clipa.spec.load import load_recipe
 
@@ -95,7 +94,7 @@ def _print_all(recipe: Recipe, phases: dict[str, TrainPhase], folder: Path, opti
         for side in options.size or [image.size]:
             title = f"{name}, {side} px, {phase.text.tokens} text tokens"
             jobs[title] = Job(
-                folder=str(folder), image=ImageInput(size=side, crop_area=image.crop_area, crop_ratio=image.crop_ratio),
+                folder=str(folder), image=msgspec.structs.replace(image, size=side, tokens=0, reduction="resize"),
                 text=phase.text, tokenizer=recipe.model.text.tokenizer, rounds=options.rounds,
             )  # fmt: skip
     for title, job in jobs.items():
@@ -103,9 +102,7 @@ def _print_all(recipe: Recipe, phases: dict[str, TrainPhase], folder: Path, opti
     _print_cores(recipe, phases, jobs, options)
     for title, job in jobs.items():
         found = fidelity(job)
-        print(
-            f"- {title}: PSNR to a full decode and Pillow's bicubic {found.mean:.1f} dB, lowest {found.lowest:.1f} dB"
-        )
+        print(f"- {title}: PSNR to a full decode and Pillow's resize {found.mean:.1f} dB, lowest {found.lowest:.1f} dB")
     print()
     for line in words.compared(recipe.model.text.tokenizer, [phase.text for phase in phases.values()]):
         print(line)

@@ -53,12 +53,16 @@ class Tokenizer(WordTokenizer):
         return text.lower() if is_plain(text) else self._clean(text)
 
     def _split(self, run: str) -> tuple[Word, ...]:
-        # No piece of open_clip's pattern reaches over a space.
+        # No piece of open_clip's pattern reaches over a space, and a run of letters is one.
+        if run.isascii() and run.isalpha():
+            return (self._known_pieces[run],)
         return tuple(map(self._known_pieces.__getitem__, self._pieces(run)))
 
     def _word(self, piece: str) -> Word:
         if piece in self._special:
             return self._special[piece]
+        if piece.isascii() and piece.isprintable():  # CLIP's letters for these bytes are these letters
+            return Word(piece, tuple(self._merged(piece)))
         letters = self._letters
         return Word(piece, tuple(self._merged("".join([letters[byte] for byte in piece.encode("utf-8")]))))
 

@@ -32,7 +32,7 @@ class WordTokenizer(ABC):
 
     def __init__(self) -> None:
         self._known = Memory(self._split)
-        self._known_ids = Memory(lambda run: tuple(id_ for word in self._known[run] for id_ in word.ids))
+        self._known_ids = Memory(self._split_to_ids)
 
     @property
     def remembered(self) -> int:
@@ -63,11 +63,15 @@ class WordTokenizer(ABC):
     def _split(self, run: str) -> tuple[Word, ...]:
         """The words in what stands between two spaces."""
 
+    def _split_to_ids(self, run: str) -> tuple[int, ...]:
+        words = self._split(run)
+        return words[0].ids if len(words) == 1 else tuple(chain.from_iterable(word.ids for word in words))
+
 
 def is_plain(text: str) -> bool:
     """Whether open_clip's cleaning (ftfy, html.unescape twice) leaves all but the spaces as they are.
 
-    In printable ASCII without "&" there is no mojibake, no entity and no control character: 2 us to know instead of
+    In printable ASCII without "&" there is no mojibake, no entity and no control character: 0.1 us to know instead of
     15 to clean.
     """
     return text.isascii() and text.isprintable() and "&" not in text

@@ -41,9 +41,9 @@ FILL = 0.9
 SIMILARITIES = 2**26
 """Similarities that the loss holds at once (clipa.model.loss.AT_ONCE), in fp32, three blocks of them."""
 
-DECODE_MS = (0.46, 2.17e-5)
-"""CPU milliseconds to decode, crop and resize one JPEG of 512 x 384 on one core of an AMD EPYC: a + b x size^2, fitted
-to 0.66 ms at 96 px and 1.55 ms at 224 px (simplejpeg, DCT-scaled). Larger sources cost two to three times as much."""
+DECODE_MS = (0.40, 1.05e-5)
+"""CPU milliseconds to make a sample of a JPEG of 512 x 384 on one core of an Intel Xeon (2026): a + b x size^2, fitted
+to 0.44 ms at 64 px, 0.53 at 112, 0.93 at 224 (docs/benchmarks.md). Larger sources cost two to three times as much."""
 
 
 class Measured(Protocol):

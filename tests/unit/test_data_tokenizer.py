@@ -65,6 +65,7 @@ def test_a_full_memory_changes_no_id(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("clipa.data.words._CACHED_WORDS", 50)
     small = Tokenizer()
     assert torch.equal(small.encode(texts, 32), expected)
+    assert [id_ for word in small.words(texts[0]) for id_ in word.ids] == small.ids(texts[0], 10_000)
     assert all(0 < len(memory) <= 50 for memory in (small._known, small._known_ids, small._known_pieces))
     assert max(map(len, small._known)) <= 64
 
