@@ -36,6 +36,9 @@ class Learner:
         self.phase = plan.settings
         self.ranks = ranks
         self.precision = precision_of(self.phase.precision, ranks.device)
+        # The convolution of the patches has one shape a phase: cuDNN tries which way is quickest, as in open_clip. What
+        # it finds may differ from attempt to attempt.
+        torch.backends.cudnn.benchmark = not self.phase.deterministic
         if self.phase.deterministic:
             torch.use_deterministic_algorithms(True)
         torch.manual_seed(plan.seed)
