@@ -29,8 +29,9 @@ pytestmark = pytest.mark.timeout(1800)  # the first test builds the image
 
 CLIPA = str(Path(sys.executable).parent / "clipa")
 SMALL = (
-    *("--set", "phases.pretrain.samples=5120", "--set", "phases.pretrain.evaluate.sets=[]"),
-    *("--set", "phases.finetune.samples=5120", "--set", "phases.finetune.evaluate.sets=[]"),
+    *("--set", "phases.pretrain.samples=1280", "--set", "phases.pretrain.optim.warmup_samples=640"),
+    *("--set", "phases.finetune.samples=1280", "--set", "phases.finetune.optim.warmup_samples=640"),
+    *("--set", "phases.pretrain.evaluate.sets=[]", "--set", "phases.finetune.evaluate.sets=[]"),
 )
 LONG = ("--set", "phases.pretrain.samples=200000", "--set", "phases.pretrain.checkpoint.every_samples=1280")
 

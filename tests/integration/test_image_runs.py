@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 pytest_plugins = ["tests.services.engine", "tests.services.digits"]
 pytestmark = pytest.mark.timeout(1800)  # the first test builds the image
 
-SMALL = ("--set", "phases.pretrain.samples=6400", "--set", "phases.finetune.samples=6400")
+SMALL = (
+    *("--set", "phases.pretrain.samples=1280", "--set", "phases.pretrain.optim.warmup_samples=640"),
+    *("--set", "phases.finetune.samples=1280", "--set", "phases.finetune.optim.warmup_samples=640"),
+)
 LONG = ("--set", "phases.pretrain.samples=200000", "--set", "phases.pretrain.checkpoint.every_samples=1280")
 
 
