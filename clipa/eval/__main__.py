@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from clipa.attempt.devices import Ranks, joined, precision_of
+from clipa.attempt.cycles import uncollected
 from clipa.attempt.process import RESUMABLE, Session, leave, run_process
-from clipa.attempt.pulse import Pulse, patience_of
-from clipa.attempt.weights import read_tensors, resolve
-from clipa.data.loader import start_server
-from clipa.eval.evaluator import Evaluator
-from clipa.model.clip import Clip
 from clipa.registry import events
 from clipa.spec.card import WEIGHTS_NAME
 from clipa.spec.job import Eval
+
+with uncollected(__name__ == "__main__"):
+    from clipa.attempt.devices import Ranks, joined, precision_of
+    from clipa.attempt.pulse import Pulse, patience_of
+    from clipa.attempt.weights import read_tensors, resolve
+    from clipa.data.loader import start_server
+    from clipa.eval.evaluator import Evaluator
+    from clipa.model.clip import Clip
 
 
 def evaluate(session: Session, ranks: Ranks) -> int:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 
-from clipa.attempt.devices import joined
+from clipa.attempt.cycles import uncollected
 from clipa.attempt.process import Session, leave, run_process
-from clipa.attempt.pulse import patience_of
-from clipa.data.loader import start_server
-from clipa.train.trainer import Trainer
+
+with uncollected(__name__ == "__main__"):
+    from clipa.attempt.devices import joined
+    from clipa.attempt.pulse import patience_of
+    from clipa.data.loader import start_server
+    from clipa.train.trainer import Trainer
 
 
 def main() -> int:
