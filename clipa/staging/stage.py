@@ -81,12 +81,15 @@ def stage(
 def begin_to_stage(manifest: Manifest, source: Dataset, cache: str, tick: Tick, run: Path) -> Staged:
     """All of `stage` but the bringing of shards that are not there: training begins, and they come meanwhile.
 
-    Arguments and errors are those of `stage`; what is returned are the shards that are there.
+    Arguments and errors are those of `stage`; what is returned are the shards that are there. A store that does not
+    answer, or refuses, is found out here, by the first of those that are not: no rank has started yet.
     """
     began = time.monotonic()
     folder = _safe_folder(manifest, cache)
     store = fast.open_store(source)
     lacking = begin(store, folder, manifest.shards, tick, lambda: say_used(folder, manifest, run))
+    if lacking:
+        store.entry(lacking[0].name)
     _leave_manifest(folder, manifest)
     return Staged(len(manifest.shards) - len(lacking), 0, time.monotonic() - began)
 

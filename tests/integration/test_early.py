@@ -161,6 +161,15 @@ def test_killed_with_all_that_it_started_and_resumed(bucket: Bucket, proxy: Faul
     assert list((bucket.cache / "streamed").iterdir()) == []
 
 
+def test_a_store_that_refuses_is_found_out_before_a_rank_starts(bucket: Bucket) -> None:
+    dataset = bucket.dataset("d", 3)
+    away = msgspec.structs.replace(dataset, url=f"{dataset.url}-away")
+    run = bucket.run("away", (away, "early"), limits=Limits(max_attempts=1, time_limit_minutes=5))
+    assert supervised(run) == 1
+    assert said(run, "supervisor", events.Spawned) == []
+    assert f"{away.url}/0.tar" in said(run, "supervisor", events.Ended)[-1].error
+
+
 def test_a_shard_that_is_not_there_ends_the_run_by_name(bucket: Bucket) -> None:
     dataset = bucket.dataset("d", 6)
     gone = msgspec.structs.replace(dataset.shards[3], name="gone.tar")
