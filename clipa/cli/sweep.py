@@ -52,6 +52,7 @@ def sweep(
     settled = grid.settle(phases, recipe, cluster, set_ or [], over, name, words.everything, at_once)
     for note in settled.notes:
         show.note(note)
+    settled = settled._replace(requests=tuple(one._replace(say=show.note) for one in settled.requests))
     if dry_run:
         _dry_run(settled, json)
         return
@@ -74,6 +75,8 @@ def _dry_run(settled: Sweep, json: bool) -> None:
     from clipa.spec import cost
 
     prepared = grid.prepare_all(settled)
+    for note in grid.remarks(prepared):
+        show.note(note)
     place, measured = place_of(settled.requests[0].cluster), calibration.read(words.roots())
     priced = [cost.cost(r.recipe.recipe, place, r.recipe.about.datasets, measured) for r in settled.requests]
     if json:

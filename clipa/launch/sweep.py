@@ -169,6 +169,11 @@ def _in_group(prepared: Prepared, group: str, number: int, point: tuple[str, ...
     return prepared._replace(plans=tuple(plans))
 
 
+def remarks(prepared: Sequence[Prepared]) -> tuple[str, ...]:
+    """What the plans of all points remark on, each remark once."""
+    return tuple(dict.fromkeys(note for point in prepared for note in point.notes))
+
+
 def describe(prepared: Sequence[Prepared]) -> str:
     """The batch scripts of a sweep on SLURM; empty on the local machine."""
     plans = [plan for point in prepared for plan in point.plans]
@@ -189,6 +194,8 @@ def submit(sweep: Sweep) -> Submission:
                                any(s.state is state for s in known))  # fmt: skip
             return Submission(tuple(known), str(run_root), f"it is there already: {states}")
         prepared = prepare_all(sweep)
+        for note in remarks(prepared):
+            sweep.requests[0].say(note)
         plans = [plan for point in prepared for plan in point.plans]
         runs = [create.create(point, places(plans)) for point in prepared]
         create.start([Task(str(run.path), create.FIRST) for point in runs for run in point], plans)

@@ -146,3 +146,8 @@ def test_the_recipes_of_the_law_say_commands_that_exist() -> None:
             axes = [word for word in line.split("'") if word.startswith("phases.")]
             changed = ["phases.pretrain.image.size=224"] if "--set" in line else []
             sweep.settle("pipeline", name, "local", changed, axes, "", _no_runs)
+
+
+def test_what_all_points_remark_on_is_said_once() -> None:
+    points = [Prepared((PLAN,), {}, notes) for notes in (("few samples",), ("few samples", "streamed"))]
+    assert sweep.remarks(points) == ("few samples", "streamed")
