@@ -47,6 +47,7 @@ _REFUSED = frozenset(["ClientAuthenticationError", "PermissionDeniedError", "Gat
 _ABSENT = frozenset(["ResourceNotFoundError", "NotFoundError", "RepositoryNotFoundError", "EntryNotFoundError"])
 """Class names of azure, obstore and huggingface_hub, by what they mean."""
 _NOT_TRUSTED = re.compile(r"CERTIFICATE_VERIFY_FAILED|invalid peer certificate")
+_GONE = (404, 410)
 _OFFLINE = "OfflineModeIsEnabled"
 _FOR_GOOD = re.compile(r"non-2xx status code: 4(?!08|29)")
 """obstore has a class for some statuses only."""
@@ -103,7 +104,7 @@ _CAUSES = (
         StorageError,
         "the server cannot be reached",
         "check the name and port of the endpoint, and that this machine has a way there (HTTPS_PROXY; compute nodes "
-        "often have none: docs/data.md, transfer jobs)",
+        "often have none: [slurm.stage], docs/slurm.md)",
     ),
 )
 
@@ -117,7 +118,7 @@ def never_passes(error: BaseException) -> bool:
 def real(error: Exception) -> Exception:
     """What happened: fsspec's HTTP and the hub call absent whatever they cannot ask for; the reason is the cause."""
     cause = error.__cause__
-    if isinstance(error, FileNotFoundError) and isinstance(cause, Exception) and status_of(cause) != 404:
+    if isinstance(error, FileNotFoundError) and isinstance(cause, Exception) and status_of(cause) not in _GONE:
         return real(cause)
     return error
 
@@ -147,7 +148,7 @@ def translated(error: Exception, scheme: str, where: str, said: str) -> ClipaErr
     first = said.strip().partition("\n")[0]
     # Of a dataset that is gated huggingface_hub says both.
     refused = bool(names & (_NO_CREDENTIALS | _REFUSED))
-    if not refused and (isinstance(error, FileNotFoundError) or names & _ABSENT or status == 404):
+    if not refused and (isinstance(error, FileNotFoundError) or names & _ABSENT or status in _GONE):
         return Absent("there is nothing at this URL", where=where, hint=_WHERE.get(scheme, _WHERE[""]))
     if isinstance(error, PermissionError) and scheme == "file":
         return InputError("the file system refuses access", where=where, hint="check owner and mode of the path")

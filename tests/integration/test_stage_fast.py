@@ -42,6 +42,7 @@ def test_nothing_but_staging_processes_imports_the_door_to_obstore() -> None:
         if "import fast" in path.read_text() or "storage.fast" in path.read_text()
     }
     of_their_own = {"clipa/staging/stage.py", "clipa/staging/bring.py", "clipa/staging/publish.py"}
+    of_their_own |= {"clipa/staging/arrive.py"}
     # Workers of doctor and shrink, and the streamer: spawned or executed, so that they have nobody's store.
     of_their_own |= {"clipa/data/examine.py", "clipa/data/rewrite.py", "clipa/data/streamer.py"}
     assert users <= of_their_own
