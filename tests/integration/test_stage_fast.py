@@ -18,7 +18,8 @@ from clipa.spec.cluster import Dataset
 from clipa.storage.dataset import index
 from clipa.storage.manifest import Manifest, staged_folder
 from clipa.storage.store import PART
-from tests.services.faults import Fault, FaultProxy
+from tests.services.faults import Fault, FaultProxy, fault_proxy
+from tests.services.loopback import certify
 from tests.services.s3 import client, new_bucket
 from tests.services.stage_runs import MIB, call, content, make_run, parts, staged_event, start, whole
 
@@ -90,6 +91,29 @@ def test_faults_cost_time_and_no_byte(
     assert parts(folder) == []
     if not faults:
         assert proxy.ranges == 2, "one stream an object: ranges of 8 MiB would be four"
+
+
+def test_https_is_read_by_one_stream_an_object_and_survives_the_same(
+    tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    pem = certify(tmp_path)
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / "server.crt"))
+    bucket = new_bucket(server)
+    for number in range(2):
+        client(server).put_object(Bucket=bucket, Key=f"x/{number}.tar", Body=content(number, SIZE))
+    with fault_proxy(server, pem) as proxy:
+        source = Dataset(url=f"s3://{bucket}/x", endpoint=proxy.url)
+        manifest = index(source)
+        for attempt, faults in enumerate(([], [*FAULTS["all"], "flip", "short"]), 1):
+            run = make_run(tmp_path / str(attempt), source, manifest)
+            proxy.faults, proxy.met, proxy.ranges, proxy.agents = list(faults), [], 0, set()
+            assert call(run)[::2] == (0, "")
+            assert proxy.met[: len(faults)] == faults
+            assert whole(staged_folder(str(tmp_path / str(attempt) / "cache"), manifest.digest), manifest) == 2
+            if not faults:
+                assert (proxy.ranges, proxy.agents) == (2, {"clipa"}), "by `wire`, not by obstore"
 
 
 def test_after_kill_9_the_stream_goes_on_where_it_was(tmp_path: Path, server: str, proxy: FaultProxy) -> None:

@@ -22,7 +22,7 @@ more than the range, as from a server that knows none."""
 class FaultProxy(ThreadingHTTPServer):
     """Passes everything on; the next ranged GETs meet `faults`, in order. `on_range` sees each ranged GET before it,
     `on_path` what is asked for. While it is `away` nothing gets an answer. `keeps_host`: the server is told the proxy's
-    name, as signatures need it.
+    name, as signatures need it. `agents`: who asked for ranges.
     """
 
     daemon_threads = True
@@ -40,6 +40,7 @@ class FaultProxy(ThreadingHTTPServer):
         self.ranges = self.puts = 0
         self.hold_puts = False
         self.keeps_host = True
+        self.agents: set[str] = set()
         self.away = False
         self.paths: list[tuple[str, str]] = []
         self.stalled = threading.Event()
@@ -75,6 +76,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         ranged = self.command == "GET" and ("Range" in self.headers or "x-ms-range" in self.headers)
         fault = self.server.next_fault() if ranged else "ok"
+        if ranged:
+            self.server.agents.add(self.headers.get("User-Agent", ""))
         if ranged:
             self.server.on_path(self.path)
         self.server.paths.append((self.command, self.path))
