@@ -123,6 +123,7 @@ def test_training_begins_on_the_first_shards_and_is_bit_for_bit_what_it_is_when_
     assert weights(run) == reference
 
 
+@pytest.mark.long
 def test_a_run_that_ends_before_all_is_there_does_not_wait_and_the_next_goes_on(
     bucket: Bucket, proxy: FaultProxy
 ) -> None:
@@ -170,6 +171,7 @@ def test_a_store_that_refuses_is_found_out_before_a_rank_starts(bucket: Bucket) 
     assert f"{away.url}/0.tar" in said(run, "supervisor", events.Ended)[-1].error
 
 
+@pytest.mark.long
 def test_a_shard_that_is_not_there_ends_the_run_by_name(bucket: Bucket) -> None:
     dataset = bucket.dataset("d", 6)
     gone = msgspec.structs.replace(dataset.shards[3], name="gone.tar")

@@ -43,6 +43,7 @@ def test_a_bucket_is_written_indexed_and_staged(tmp_path: Path, rgw: Rgw, wire: 
     assert whole(staged_folder(str(tmp_path / "cache"), wrote.digest), wrote) == 3
 
 
+@pytest.mark.long
 def test_a_run_streams_one_dataset_and_begins_on_the_first_shards_of_another_while_the_server_dies(
     tmp_path: Path, rgw: Rgw
 ) -> None:

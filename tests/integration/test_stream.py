@@ -96,7 +96,7 @@ def down_for(proxy: FaultProxy, seconds: float, after: int) -> None:
     proxy.next_fault = fault  # type: ignore[method-assign]
 
 
-@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("world", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_streamed_is_bit_for_bit_staged_and_survives_an_outage(
     pair: Pair, proxy: FaultProxy, tmp_path: Path, world: int
 ) -> None:
