@@ -95,7 +95,7 @@ def _begun(run: RunDir, attempt: int) -> list[int]:
 
 def test_a_pipeline_in_containers_of_two_ranks(project: Project, image: str) -> None:
     project.profile(f'image = "{image}"\n', processes=2)
-    runs = project.submit("pipeline", "demo", *SMALL)
+    runs = project.submit("pipeline", "demo", *SMALL, "--set", "phases.pretrain.shuffle_window=1000")
     project.run("wait", *runs)
     found = json.loads(project.run("status", *runs, "--json"))
     assert [s["state"] for s in found] == ["DONE"] * 3
@@ -108,6 +108,10 @@ def test_a_pipeline_in_containers_of_two_ranks(project: Project, image: str) -> 
         record = json.loads((project.run_dir(run).provenance / "image.json").read_text())
         assert record["digest"] == ident
         assert not project.containers(run)
+    # It began on its first shards: the host staged, and the container said in which order and made their indexes.
+    arrived = [e for e in events.read(project.run_dir(runs[0]).event_file(1, "arrive")) if e]
+    assert [(e.shards, e.of_shards) for e in arrived][-1] == (4, 4)  # type: ignore[union-attr]
+    assert not list((project.folder / "cache" / "streamed").iterdir())
     shown = project.run("runs", "show", runs[0])
     assert ident in shown
     assert "its own code" in shown
