@@ -107,7 +107,7 @@ def tag(content: str, base: str, variant: str, args: Mapping[str, str], platform
     return f"{REPOSITORY}:{variant}-{hashlib.sha256(chr(0).join(words).encode()).hexdigest()[:TAG_LENGTH]}"
 
 
-def build_args(words: Sequence[str]) -> dict[str, str]:
+def build_args(words: Sequence[str], where: str = "--build-arg") -> dict[str, str]:
     """`KEY=VALUE` words as build arguments.
 
     Raises:
@@ -118,14 +118,14 @@ def build_args(words: Sequence[str]) -> dict[str, str]:
     for word in words:
         key, sign, value = word.partition("=")
         if not sign or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", key):
-            raise ConfigError(f"{word.partition('=')[0]!r} is no build argument", where="--build-arg",
+            raise ConfigError(f"{word.partition('=')[0]!r} is no build argument", where=where,
                               allowed="KEY=VALUE")  # fmt: skip
         if key in OWN_ARGS:
-            raise ConfigError(f"{key} is set by clipa", where="--build-arg", hint="see --base and --variant")
+            raise ConfigError(f"{key} is set by clipa", where=where, hint="see --base and --variant")
         if _SECRET_NAME.search(key) or _SECRET_VALUE.search(value):
             raise ConfigError(
                 f"{key} looks like a secret, and build arguments stay in an image's history",
-                where="--build-arg",
+                where=where,
                 hint="the build needs no secret; for a private index, set up pip in a base image of your own (--base)",
             )
         found[key] = value

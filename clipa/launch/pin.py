@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -220,6 +221,8 @@ def _code(inside: str, run_root: Path) -> str:
 def _of_engine(cluster: Cluster, settings: Container, where: str, run_root: Path, builds: Say | None) -> Pinned:
     from clipa.image import engine
 
+    # They would stay in the image's history, and in every plan.
+    context.build_args([f"{key}={value}" for key, value in settings.build.args.items()], f"{where}.build.args")
     docker = engine.connect()
     found = docker.find(settings.image) if settings.image != "latest" else next(iter(docker.images()), None)
     is_local = cluster.backend == "local"
@@ -272,12 +275,12 @@ def _command(settings: Container) -> str:
     if "/" in settings.image or "@" in settings.image:
         return f"docker pull {settings.image}"
     asked = settings.build
-    words = ["clipa image build", f"--variant {asked.variant}"]
-    words += [f"--base {asked.base}"] if asked.base else []
-    words += [f"--network {asked.network}"] if asked.network else []
-    words += [f"--build-arg {key}={value}" for key, value in asked.args.items()]
-    words += [f"--tag {settings.image}"] if settings.image != "latest" else []
-    return " ".join(words)
+    words = ["clipa", "image", "build", "--variant", asked.variant]
+    words += ["--base", asked.base] if asked.base else []
+    words += ["--network", asked.network] if asked.network else []
+    words += [word for key, value in asked.args.items() for word in ("--build-arg", f"{key}={value}")]
+    words += ["--tag", settings.image] if settings.image != "latest" else []
+    return shlex.join(words)
 
 
 def _mounts(settings: Container, run_root: Path, cache: Path, where: str) -> tuple[Mount, ...]:

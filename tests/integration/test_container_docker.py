@@ -42,7 +42,7 @@ class Project:
     def __init__(self, folder: Path, engine: Engine, image: str) -> None:
         self.folder, self.engine = folder, engine
         (folder / "clipa.toml").write_text('cluster = "here.toml"\nrun_root = "runs"\n')
-        self.profile(f'image = "{image}"\n')
+        self.profile(f'image = "{image}"\nulimits = {{}}\n')  # each that is tried costs a container
 
     def profile(self, lines: str, processes: int = 1, more: str = "") -> None:
         cache = self.folder / "cache"
@@ -125,7 +125,7 @@ def test_a_pipeline_in_containers_of_two_ranks(project: Project, image: str) -> 
 
 
 def test_kills_are_survived_and_no_container_is_left(project: Project, image: str) -> None:
-    project.profile(f'image = "{image}"\n', processes=2)
+    project.profile(f'image = "{image}"\nulimits = {{}}\n', processes=2)
     (run,) = project.submit("pretrain", "demo", *LONG)
     folder = project.run_dir(run)
     project.until(lambda: len(folder.complete_checkpoints()) >= 1)
@@ -178,6 +178,10 @@ def test_a_missing_image_is_refused_with_the_command(project: Project) -> None:
     said = project.run("submit", "pretrain", "demo", code=2)
     assert "clipa image build --variant cpu --base b:1 --network host --tag clipa:mine" in said
     assert "--build" in said
+    project.profile('image = "clipa:mine"\n[container.build.args]\nINDEX_TOKEN = "hf_1234"\n')
+    said = project.run("submit", "pretrain", "demo", code=2)
+    assert "container.build.args: INDEX_TOKEN looks like a secret" in said
+    assert "hf_1234" not in said
     project.profile('image = "registry.example/clipa:1"\n')
     assert "docker pull registry.example/clipa:1" in project.run("submit", "pretrain", "demo", code=2)
     assert not [path for path in (project.folder / "runs").iterdir() if (path / "plan.json").exists()]
