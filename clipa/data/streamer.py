@@ -316,6 +316,9 @@ def main() -> int:
         print(error, file=sys.stderr, flush=True)
         write_whole(place / FAILED, str(error).encode())
         return error.exit_code
+    except OSError as error:
+        print(f"{error.filename or place}: cannot be used: {error.strerror or error}", file=sys.stderr, flush=True)
+        return 1
     return 0
 
 
