@@ -107,3 +107,14 @@ def test_it_compiles_without_graph_breaks():
     images, positions = _images(6), torch.arange(6)
     compiled = torch.compile(colours.jitter, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(images / 255, positions), colours.jitter(images / 255, positions))
+
+
+@pytest.mark.parametrize("jitter", [None, Jitter()])
+def test_how_pixels_lie_in_memory_changes_no_bit(jitter):
+    images, positions = _images(16), torch.arange(16)
+    together = images.contiguous(memory_format=torch.channels_last)  # as the loader hands them over
+    assert not together.is_contiguous()
+    planes, found = (Colours(_input(jitter), SEED, "cpu")(given, positions) for given in (images, together))
+    assert torch.equal(found, planes)
+    assert found.is_contiguous()
+    assert torch.equal(normalise(together, (0.5,) * 3, (0.2,) * 3), normalise(images, (0.5,) * 3, (0.2,) * 3))
