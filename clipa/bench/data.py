@@ -8,6 +8,7 @@ Rates of stages are of processor time, so that a busy machine shows in them litt
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import subprocess
 import sys
@@ -38,6 +39,7 @@ _MADE = 4 * BATCH
 def main() -> int:
     """Print tables in Markdown."""
     options = _options()
+    gc.freeze()  # as in the loader's workers
     try:
         recipe = load_recipe(find_recipe(options.recipe), options.set).recipe
         phases = _phases(recipe, options.phase)

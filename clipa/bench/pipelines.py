@@ -6,6 +6,7 @@ an image, the least of several rounds. A process of its own, so that open_clip's
 
 from __future__ import annotations
 
+import gc
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -194,6 +195,7 @@ def measure(pipeline: _Pipeline, rounds: int, batches: int) -> Stages:
 def main() -> None:
     """Print the stages as JSON."""
     torch.set_num_threads(1)
+    gc.freeze()  # as in the loader's workers
     job = msgspec.json.decode(sys.stdin.buffer.read(), type=Job)
     print(msgspec.json.encode(measure(PIPELINES[sys.argv[1]](job), job.rounds, job.batches)).decode())
 

@@ -14,6 +14,8 @@ from clipa.spec.inputs import TextInput
 
 _BATCH = 512
 _HELD_OUT = 10_000
+_ROUNDS = 3
+"""The best one counts, of each side; each with a memory that knows the same captions."""
 _SENTENCES = 500
 """Of nltk's, which takes milliseconds for each."""
 
@@ -26,18 +28,23 @@ def compared(name: str, inputs: Sequence[TextInput]) -> Iterator[str]:
     yield "| text | clipa, captions/s | open_clip's SimpleTokenizer | times | words not remembered |"
     yield "|---|---|---|---|---|"
     for text in dict.fromkeys((TextInput(tokens=77), *inputs)):
-        ours = TokenSelection(source := type(tokenizer(name))() if name == "clip-bpe" else tokenizer(name), text)
-        _spent(ours, known)
-        before = source.remembered
-        mine = _spent(ours, unseen)
-        words = sum(len(caption.split()) for caption in unseen)
-        missed = (source.remembered - before) / words
+        mine, missed = min(_ours(name, text, known, unseen) for _ in range(_ROUNDS if name == "clip-bpe" else 1))
         rates = f"| {text.tokens} {text.reduction} | {len(unseen) / mine:,.0f} |"
         theirs = _theirs(text, known, unseen)
         if isinstance(theirs, str):
             yield f"{rates} {theirs} | - | {missed:.2%} |"
         else:
             yield f"{rates} {theirs:,.0f} | {len(unseen) / mine / theirs:.1f} | {missed:.2%} |"
+
+
+def _ours(name: str, text: TextInput, known: Sequence[str], unseen: Sequence[str]) -> tuple[float, float]:
+    """Processor seconds for the unseen captions, and the share of their words that were not remembered."""
+    source = type(tokenizer(name))() if name == "clip-bpe" else tokenizer(name)
+    select = TokenSelection(source, text)
+    _spent(select, known)
+    before = source.remembered
+    spent = _spent(select, unseen)
+    return spent, (source.remembered - before) / sum(len(caption.split()) for caption in unseen)
 
 
 def _theirs(text: TextInput, known: Sequence[str], unseen: Sequence[str]) -> float | str:
@@ -53,11 +60,15 @@ def _theirs(text: TextInput, known: Sequence[str], unseen: Sequence[str]) -> flo
     mask = "" if text.reduction == "truncate" else {"random": "random", "block": "simple"}[text.reduction]
     source = open_clip_file("tokenizer.py").SimpleTokenizer(context_length=text.tokens, reduction_mask=mask)
     _spent(source, known)
-    return len(unseen) / _spent(source, unseen)
+    remembered, spent = dict(source.cache), []
+    for _ in range(_ROUNDS):
+        source.cache = dict(remembered)
+        spent.append(_spent(source, unseen))
+    return len(unseen) / min(spent)
 
 
 def _spent(work: Callable[[Sequence[str]], object], texts: Sequence[str]) -> float:
-    """Processor seconds for all of them, in batches. One pass: the second would have seen them."""
+    """Processor seconds for all of them, in batches, in one pass: a second one would have seen them."""
     began = time.process_time()
     for at in range(0, len(texts), _BATCH):
         work(texts[at : at + _BATCH])

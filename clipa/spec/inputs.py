@@ -38,7 +38,7 @@ class ImageInput(Struct, frozen=True, kw_only=True):
     `resize` makes the image smaller and keeps every patch: one of the two is enough. `random`, `grid` and `block`
     keep `tokens` patches of an image of `size`. `crop_area` and `crop_ratio` are the random resized crop of training
     (area share, aspect ratio). `decode`: `scaled` decodes a JPEG at the smallest DCT scale that is enough, and torch
-    resizes; `exact` decodes it in full, and Pillow resizes, as open_clip's transforms do, at 2 to 4 times the cost.
+    resizes; `exact` decodes it in full, and Pillow resizes, as open_clip's transforms do, at 2 to 3 times the cost.
     """
 
     size: int = 0
