@@ -2,7 +2,7 @@
 
 For stores behind an address of their own, as on-premises ones are. On the same stream obstore costs 0.41 CPU seconds a
 GiB over HTTP and this 0.21 (`MSG_WAITALL`: one system call and one hand-over of the interpreter's lock a MiB). Over
-HTTPS it is about 1.1 and 1.0, with 2,000 context switches instead of 150,000: OpenSSL gives one record of 16 KiB a
+HTTPS it is about 1.2 and 1.1, with 3,500 context switches instead of 155,000: OpenSSL gives one record of 16 KiB a
 call, after two system calls (larger reads through a memory BIO cost in copies what they save in calls). It does the one
 thing that staging does nearly all of its time, and nothing else: whatever is not exactly the answer that was asked for
 is an `Unexpected`, and obstore or the ranged reads of `Store` have their turn.
