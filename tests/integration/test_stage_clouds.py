@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 import pytest
@@ -25,10 +25,12 @@ from clipa.storage.dataset import index
 from clipa.storage.manifest import Manifest, staged_folder
 from clipa.storage.published import whole_checkpoint
 from clipa.storage.store import PART, Store
-from tests.services import gcs as gcs_server
-from tests.services.azurite import Azurite
 from tests.services.faults import Fault, FaultProxy, fault_proxy
 from tests.services.stage_runs import MIB, call, content, make_run, parts, staged_event, start, whole
+
+if TYPE_CHECKING:
+    from tests.services.azurite import Azurite
+    from tests.services.gcs import Gcs
 
 pytest_plugins = ["tests.services.gcs", "tests.services.azurite"]
 
@@ -45,11 +47,11 @@ class Cloud(NamedTuple):
 @pytest.fixture(params=["gs", "az"])
 def cloud(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
     if request.param == "gs":
-        server: str = request.getfixturevalue("gcs")
-        with fault_proxy(server) as proxy:
+        gcs: Gcs = request.getfixturevalue("gcs")
+        with fault_proxy(gcs.url) as proxy:
             proxy.keeps_host = False
             monkeypatch.setenv("STORAGE_EMULATOR_HOST", proxy.url)
-            yield Cloud(Dataset(url=f"gs://{gcs_server.new_bucket(server)}/x"), proxy)
+            yield Cloud(Dataset(url=f"gs://{gcs.new_bucket()}/x"), proxy)
         return
     azurite: Azurite = request.getfixturevalue("azurite")
     with fault_proxy(azurite.url) as proxy:

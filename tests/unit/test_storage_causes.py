@@ -93,7 +93,7 @@ def test_http_tells_absent_from_refused_and_broken(
         index(Dataset(url=f"{answering(status, '')}/x/{{0..1}}.tar"))
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:9/x/{0..1}.tar", "https://127.0.0.1:9/x", "s3://b/x"])
+@pytest.mark.parametrize("url", ["https://127.0.0.1:9/x", "s3://b/x"])
 def test_a_server_that_is_not_there_is_said_to_be(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     with pytest.raises(StorageError, match="cannot be reached") as caught:
