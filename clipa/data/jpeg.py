@@ -19,8 +19,8 @@ def ending_at(data: bytes, rows: int) -> tuple[bytes, int] | None:
     None where it has no more rows than that, or is of another kind. A file without an end marker is cut: it stays as
     it is, so that the decoder tells.
 
-    Whoever decodes the result must not be strict: a decoder takes what follows the last row for damage. What it does
-    not read is not judged: damage below the crop goes unnoticed.
+    Whoever decodes the result must not be strict: a decoder takes what follows the last row for damage. So changed
+    bytes go unnoticed, which are noticed at best (a third of them) by what is left over at the end of the whole image.
     """
     at = 2
     while data[at : at + 1] == b"\xff" and len(data) > at + 20:
