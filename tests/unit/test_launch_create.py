@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,17 +28,21 @@ def _prepared(root: Path, **changes: object) -> SimpleNamespace:
     return SimpleNamespace(plans=plans, manifests={})
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def full_disk() -> Iterator[None]:
-    """No file may have more than a block: the plan is larger, and what is written before it is not."""
+    """No file may have more than a block: the plan is larger, and what is written before it is not. No fixture: pytest
+    tells of the test before it ends a fixture, and may do so in a file.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1024, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_full_disk_leaves_no_folder(tmp_path: Path, full_disk: None) -> None:
-    with pytest.raises(StorageError, match="File too large"):
+def test_a_full_disk_leaves_no_folder(tmp_path: Path) -> None:
+    with full_disk(), pytest.raises(StorageError, match="File too large"):
         create.create(_prepared(tmp_path))  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
 
