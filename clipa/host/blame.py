@@ -21,11 +21,12 @@ _TABLE: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
         ("host memory", r"oom[-_ ]?kill|out[ _]of[ _]memory|MemoryError|cannot allocate memory|"
                         r"DataLoader worker .* killed by signal: Killed|bus error.*shared memory"),
         ("storage", r"no space left|disk quota exceeded|stale file handle|input/output error|read-only file system|"
-                    r"the checkpoint cannot be written"),
+                    r"the checkpoint cannot be written|cannot write: |bytes free: .* short"),
         ("node", r"failed its check|node failed|\bxid\b|uncorrectable ECC|fallen off the bus|CUDA error: .*device|"
                  r"CUDA driver|NVML"),
         ("rendezvous", r"EADDRINUSE|address already in use|client socket has timed out"),
-        ("network", r"\bNCCL\b|ncclSystemError|gloo|connection (?:closed|reset) by peer|broken pipe|watchdog caught"),
+        ("network", r"\bNCCL\b|ncclSystemError|gloo|connection (?:closed|reset) by peer|broken pipe|watchdog caught|"
+                    r"the server cannot be reached|the proxy does not answer"),
         ("data", r"\.tar\b|shard|cannot be decoded|not an image|no caption|DataError"),
         ("time", r"wall-clock limit|time limit"),
         ("outside", r"ended by SIG|left without a word"),

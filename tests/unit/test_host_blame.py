@@ -17,6 +17,8 @@ from clipa.host.blame import blame
          "host memory"),
         ("OSError: [Errno 28] No space left on device", [], "storage"),
         ("the checkpoint cannot be written: [Errno 122] Disk quota exceeded", [], "storage"),
+        ("/nvme/staged/ab: 9,000 bytes to fetch, 10 bytes free: 67,117,854 short", [], "storage"),
+        ("s3://b/00000.tar: the server cannot be reached", [], "network"),
         ("the node n3 failed its check: 2 uncorrectable ECC errors: GPU-1", [], "node"),
         ("RuntimeError: CUDA error: unspecified launch failure, device-side assert", [], "node"),
         ("DistNetworkError: EADDRINUSE", [], "rendezvous"),
