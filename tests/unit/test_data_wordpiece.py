@@ -19,7 +19,8 @@ from clipa.storage.vocabulary import VARIABLE, find_vocabulary
 from tests.captions import captions
 from tests.vocabulary import made_vocabulary
 
-REAL = Path(os.environ.get(VARIABLE, "not set"))
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data" / "bert-uncased-vocab.txt"
+REAL = Path(os.environ.get(VARIABLE) or SHARED)
 
 
 @pytest.fixture(scope="module", params=["made", "real"])
