@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
-import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,9 +10,9 @@ from typing import NamedTuple
 
 from clipa.data.index import load_counts
 from clipa.data.order import Mixture
-from clipa.errors import DataError, StorageError
+from clipa.errors import DataError
 from clipa.staging.fill import Stopped
-from clipa.staging.meeting import STUCK, WORKING
+from clipa.staging.meeting import STUCK, WORKING, Life
 from clipa.storage.manifest import Shard
 
 _LOOK_S = 0.1
@@ -36,10 +34,9 @@ class Arrivals:
     """Waits for shards, in an order in which they come, and makes their indexes: readers wait for these."""
 
     def __init__(self, place: Path, wanted: Sequence[Arrival]) -> None:
-        self._place = place
         self._wanted = deque(wanted)
         self._leave = threading.Event()
-        self._seen, self._since = 0, time.monotonic()
+        self._life = Life(place / WORKING, place / STUCK, _SILENT_S, "the process that stages shards is gone")
 
     def leave(self) -> None:
         """Stop soon."""
@@ -65,18 +62,8 @@ class Arrivals:
             for one in here:
                 require_counted(load_counts(one.path).captioned, one.shard, one.url)
             if not here:
-                self._require_working()
+                self._life.require(self._wanted[0].path)
                 self._leave.wait(_LOOK_S)
-
-    def _require_working(self) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            raise StorageError((self._place / STUCK).read_text())
-        now = time.monotonic()
-        with contextlib.suppress(FileNotFoundError):
-            if (beat := (self._place / WORKING).stat().st_mtime_ns) != self._seen:
-                self._seen, self._since = beat, now
-        if now - self._since > _SILENT_S:
-            raise StorageError("the process that stages shards is gone", where=str(self._wanted[0].path))
 
 
 def first_needs(mixture: Mixture, lanes: range, step: int, shards: Mapping[int, int]) -> list[tuple[int, int]]:

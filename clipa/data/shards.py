@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import contextlib
 import os
 import time
 from collections import Counter, OrderedDict
@@ -21,7 +20,7 @@ from numpy.typing import NDArray
 
 from clipa.data.index import Counts, Part, ShardIndex, load_counts, load_index, sidecar
 from clipa.errors import DataError, StorageError
-from clipa.staging.meeting import ALIVE, FAILED, SILENT_S
+from clipa.staging.meeting import ALIVE, FAILED, Life
 from clipa.storage.manifest import Manifest
 from clipa.storage.tars import CAPTIONS, IMAGES, LABELS, TARGETS
 
@@ -33,6 +32,8 @@ _MAX_PART = 256 << 20
 
 _LOOK_S = 0.05
 _SAY_S = 2.0
+_SILENT_S = 60.0
+"""After so long without a sign of life nobody brings shards any more."""
 
 _COUNTED = {Part.CAPTION: "captioned", Part.LABEL: "labelled", Part.TARGET: "targeted"}
 
@@ -159,16 +160,11 @@ def _await(path: Path, coming: Coming) -> None:
         StorageError: whoever brings it has given up, or gives no sign of life.
     """
     index = sidecar(path)
-    seen, since, said = 0, time.monotonic(), 0.0
+    life = Life(coming.place / ALIVE, coming.place / FAILED, _SILENT_S, "the process that brings shards is gone")
+    said = 0.0
     while not (index.exists() and path.exists()):
+        life.require(path)
         now = time.monotonic()
-        with contextlib.suppress(FileNotFoundError):
-            raise StorageError((coming.place / FAILED).read_text())
-        with contextlib.suppress(FileNotFoundError):
-            if (beat := (coming.place / ALIVE).stat().st_mtime_ns) != seen:
-                seen, since = beat, now
-        if now - since > SILENT_S:
-            raise StorageError("the process that brings shards is gone", where=str(path))
         if now - said > _SAY_S:
             coming.sign.parent.mkdir(parents=True, exist_ok=True)
             coming.sign.touch()

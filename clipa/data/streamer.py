@@ -11,7 +11,6 @@ A shard can be read when its bytes are verified and its index lies beside it, so
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import shutil
 import sys
@@ -34,7 +33,7 @@ from clipa.spec.job import TrainPhase
 from clipa.spec.plan import Plan
 from clipa.staging.fetch import fetch
 from clipa.staging.fill import Stopped
-from clipa.staging.meeting import ALIVE, BEAT_S, FAILED, Wanted
+from clipa.staging.meeting import ALIVE, FAILED, Wanted, beat
 from clipa.storage import fast
 from clipa.storage import manifest as manifests
 from clipa.storage.leave import ends_at_once
@@ -268,17 +267,6 @@ def _follow(jobs: Sequence[_Job], left: threading.Event) -> None:
     os._exit(0)  # a store that hangs must not hold the node
 
 
-def _beat(path: Path) -> None:
-    with contextlib.suppress(OSError):  # the folder is removed at the end
-        while True:
-            path.touch()
-            time.sleep(BEAT_S)
-
-
-def _in_thread(work: Callable[[], None]) -> None:
-    threading.Thread(target=work, daemon=True).start()
-
-
 def _work(jobs: Sequence[_Job]) -> None:
     """Until the trainer leaves.
 
@@ -287,7 +275,7 @@ def _work(jobs: Sequence[_Job]) -> None:
         ClipaError: a shard cannot be had.
     """
     left = threading.Event()
-    _in_thread(lambda: _follow(jobs, left))
+    threading.Thread(target=_follow, args=(jobs, left), daemon=True).start()
     print("ready", flush=True)
     pool = ThreadPoolExecutor(len(jobs))
     for future in wait([pool.submit(job.work) for job in jobs], return_when=FIRST_EXCEPTION).done:
@@ -306,7 +294,7 @@ def main() -> int:
     arguments = parser.parse_args()
     place: Path = arguments.place
     try:
-        _in_thread(lambda: _beat(place / ALIVE))
+        beat(place / ALIVE)
         run = RunDir(arguments.run_dir)
         plan: Plan = plans.decode(run.plan.read_bytes())
         _work(_Node(run, plan, place, arguments.node).jobs(arguments.start, arguments.ahead))

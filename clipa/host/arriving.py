@@ -11,6 +11,7 @@ from pathlib import Path
 
 from clipa.host import render
 from clipa.host.children import Child
+from clipa.host.publishing import finish
 from clipa.registry.run_dir import RunDir
 from clipa.spec.plan import Plan
 from clipa.staging.meeting import FOLDER, make, meeting_place
@@ -46,10 +47,6 @@ def alongside(run: RunDir, plan: Plan, attempt: int, node: int, scratch: Path) -
     try:
         yield {FOLDER: os.fspath(folder)}
     finally:
-        until.touch()
         limit = time.monotonic() + _LEAVE_S
-        while child.poll() is None and time.monotonic() < limit:
-            time.sleep(0.05)
-        child.sweep()
-        child.poll()
+        finish([child], until, lambda: None, lambda: limit)
         shutil.rmtree(folder, ignore_errors=True)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from clipa.errors import ConfigError, InputError
-from clipa.image import context, reference
+from clipa.image import bring, context, reference
 from clipa.launch import snapshot
 from clipa.registry import local_disk
 from clipa.registry.run_dir import RunDir, write_whole
@@ -29,7 +29,7 @@ _PATIENCE_S = 5.0
 """For a question that only a note depends on."""
 _IMAGES = ".images"
 """The folder of a run root that holds what was brought from registries."""
-_SUFFIX = {"apptainer": ".sif", "pyxis": ".sqsh"}
+_SUFFIX = {runtime: suffix for runtime, (suffix, _) in bring.WAYS.items()}
 
 Say = Callable[[str], None]
 
@@ -191,7 +191,7 @@ def _of_registry(settings: Container, where: str, run_root: Path, say: Say) -> P
             hint=f"clipa image export {settings.image} FOLDER/image{_SUFFIX[settings.runtime]}, "
             f"or: clipa image push {settings.image} REGISTRY/NAME",
         )
-    from clipa.image import bring, registry
+    from clipa.image import registry
 
     if not asked.digest:
         asked = asked._replace(digest=registry.digest_of(asked))

@@ -44,7 +44,7 @@ def essence_of(plan: Plan) -> Essence:
         seed=plan.seed,
         steps=plan.steps,
         warmup_steps=plan.warmup_steps,
-        manifests=tuple(data.manifest for data in (plan.data, *plan.mixed) if data is not None),
+        manifests=tuple(data.manifest for data in plan.trained_on),
         init=plan.init.ref if plan.init is not None else "",
     )
 

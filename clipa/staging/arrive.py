@@ -24,7 +24,7 @@ from clipa.registry.run_dir import RunDir, write_whole
 from clipa.spec import plan as plans
 from clipa.spec.plan import Plan
 from clipa.staging.fill import Filling, Stopped, Tick, filling, in_threads
-from clipa.staging.meeting import BEAT_S, STUCK, WORKING, Wanted, wanted_in
+from clipa.staging.meeting import STUCK, WORKING, Wanted, beat, wanted_in
 from clipa.staging.stage import RESUMABLE, Reporter, read_record, say_used
 from clipa.storage import fast
 from clipa.storage import manifest as manifests
@@ -135,13 +135,6 @@ def _told(folder: Path, tick: Tick) -> Wanted:
     return order
 
 
-def _beat(path: Path) -> None:
-    with contextlib.suppress(OSError):  # the folder is removed at the end
-        while True:
-            path.touch()
-            time.sleep(BEAT_S)
-
-
 def main() -> int:
     """Entry of the module: the exit code."""
     parser = argparse.ArgumentParser(prog="clipa.staging.arrive", description="stage what a run reads while it trains")
@@ -152,7 +145,7 @@ def main() -> int:
     parser.add_argument("--tells", action="store_true", help="write events: one node of an attempt does")
     arguments = parser.parse_args()
     folder: Path = arguments.folder
-    threading.Thread(target=_beat, args=(folder / WORKING,), daemon=True).start()
+    beat(folder / WORKING)
     run = RunDir(arguments.run_dir)
     log = events.EventWriter(run, arguments.attempt, "arrive") if arguments.tells else None
     try:

@@ -12,14 +12,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 import shutil
 import socket
+import threading
+import time
 from pathlib import Path
 
 import msgspec
 
+from clipa.errors import StorageError
 from clipa.registry.run_dir import write_whole
 from clipa.spec.plan import Record
 
@@ -27,9 +31,7 @@ FOLDER = "CLIPA_COMING"
 """Variable that names the folder to the ranks, where their supervisor has made it."""
 OWNER, ALIVE, FAILED, WORKING, STUCK = ".run", ".alive", ".failed", ".working", ".stuck"
 _WANTED = "wanted.json"
-BEAT_S = 1.0
-SILENT_S = 60.0
-"""After so long without a sign of life nobody brings shards any more."""
+_BEAT_S = 1.0
 
 
 def meeting_place(cache: Path, run: Path, node: str, attempt: int) -> Path:
@@ -56,6 +58,48 @@ def owner_of(folder: Path) -> Path | None:
         return Path(os.fsdecode((folder / OWNER).read_bytes().strip()))
     except OSError:
         return None
+
+
+def beat(path: Path) -> None:
+    """Touch a file every second, in a thread, for as long as the process works or the folder is there."""
+
+    def work() -> None:
+        with contextlib.suppress(OSError):  # the folder is removed at the end
+            while True:
+                path.touch()
+                time.sleep(_BEAT_S)
+
+    threading.Thread(target=work, daemon=True).start()
+
+
+class Life:
+    """Whether a process that others wait for still works.
+
+    Args:
+        alive: the file that it touches (`beat`).
+        failed: the file in which it says why it has given up.
+        silent_s: seconds without a sign of life after which it counts as gone.
+        gone: what to say then.
+    """
+
+    def __init__(self, alive: Path, failed: Path, silent_s: float, gone: str) -> None:
+        self._alive, self._failed, self._silent_s, self._gone = alive, failed, silent_s, gone
+        self._seen, self._since = 0, time.monotonic()
+
+    def require(self, where: Path) -> None:
+        """Look at its signs.
+
+        Raises:
+            StorageError: it has given up, or is gone; `where` is what is waited for.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            raise StorageError(self._failed.read_text())
+        now = time.monotonic()
+        with contextlib.suppress(FileNotFoundError):
+            if (beat := self._alive.stat().st_mtime_ns) != self._seen:
+                self._seen, self._since = beat, now
+        if now - self._since > self._silent_s:
+            raise StorageError(self._gone, where=str(where))
 
 
 class Wanted(Record, frozen=True, kw_only=True):

@@ -9,13 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Literal, NamedTuple, TypeAlias
 
-from clipa.storage.tars import NotATar, Walk
+from clipa.storage.tars import BLOCK, PADDING, NotATar, Walk
 
 Fault: TypeAlias = Literal["cut", "header", "behind"]
-
-_BLOCK = 512
-_PADDING = 64 << 10
-"""Zeros at the end: writers pad to a record (GNU tar: 10 KiB); more of them are a hole."""
 
 
 class BrokenTar(Exception):
@@ -108,18 +104,18 @@ def _content(source: _Bytes, length: int, largest: int) -> bytes | None:
     data = source.take(length) if length <= largest else None
     if data is None:
         source.skip(length)
-    padding = -length % _BLOCK
+    padding = -length % BLOCK
     if source.at - began < length or source.skip(padding) < padding:
-        raise BrokenTar("cut", f"cut at byte {source.at}, inside the member that begins at byte {began - _BLOCK}")
+        raise BrokenTar("cut", f"cut at byte {source.at}, inside the member that begins at byte {began - BLOCK}")
     return data
 
 
 def _require_the_end(source: _Bytes) -> None:
-    began = source.at - _BLOCK
-    zeros = _BLOCK
-    while block := source.take(_BLOCK):
+    began = source.at - BLOCK
+    zeros = BLOCK
+    while block := source.take(BLOCK):
         if block.strip(b"\0"):
             raise BrokenTar("behind", f"more behind its end, from byte {source.at - len(block)} on")
         zeros += len(block)
-    if zeros > _PADDING:
+    if zeros > PADDING:
         raise BrokenTar("behind", f"nothing but zeros from byte {began} on")

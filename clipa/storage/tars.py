@@ -18,7 +18,7 @@ LABELS = ("cls",)
 TARGETS = ("npy",)
 """Extensions of a sample's members that are read, the preferred one first."""
 
-_BLOCK = 512
+BLOCK = 512
 _KEY = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)", re.DOTALL)
 """webdataset's rule: the key ends before the first dot of the base name."""
 _PAX_LENGTH = re.compile(rb"([0-9]{1,9}) ")
@@ -59,7 +59,7 @@ class Walk:
     """Understands the blocks of a tar file: wants the `need` bytes at `at`, again and again until it is `over`."""
 
     def __init__(self) -> None:
-        self.at, self.need, self.over = 0, _BLOCK, False
+        self.at, self.need, self.over = 0, BLOCK, False
         self._kind = 0  # of the header whose content is wanted next; 0: a header is
         self._length = 0
         self._name: str | None = None
@@ -81,7 +81,7 @@ class Walk:
         began, self.at = self.at, self.at + self.need
         if self._kind:
             self._named(block[: self._length])
-            self._kind, self.need = 0, _BLOCK
+            self._kind, self.need = 0, BLOCK
             return None
         if self._held is not None:
             return self._mapped(self._held, bool(block[504]))
@@ -159,7 +159,7 @@ def walk(path: str | os.PathLike[str], take: Callable[[Entry], None]) -> int:
                 raise NotATar(f"cut inside the header at byte {steps.at}")
             if entry := steps.take(block):
                 take(entry)
-    return steps.at - _BLOCK
+    return steps.at - BLOCK
 
 
 class Census:
@@ -253,10 +253,11 @@ def _text(raw: bytes) -> str:
 
 
 def _padded(length: int) -> int:
-    return -(-length // _BLOCK) * _BLOCK
+    return -(-length // BLOCK) * BLOCK
 
 
-_PADDING = 64 << 10
+PADDING = 64 << 10
+"""Zeros at the end that are no hole: writers pad to a record (GNU tar: 10 KiB)."""
 
 
 def tar_fault(path: str) -> str:
@@ -269,5 +270,4 @@ def tar_fault(path: str) -> str:
         size = os.path.getsize(path)
     except NotATar as error:
         return str(error)
-    # The end: writers pad with zeros to a record (GNU tar: 10 KiB); more of them are a hole.
-    return "" if size - end <= _PADDING else f"nothing but zeros from byte {end} on"
+    return "" if size - end <= PADDING else f"nothing but zeros from byte {end} on"

@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -26,7 +25,7 @@ from clipa.storage.manifest import Manifest, staged_folder
 from clipa.storage.published import whole_checkpoint
 from clipa.storage.store import PART, Store
 from tests.services.faults import Fault, FaultProxy, fault_proxy
-from tests.services.stage_runs import MIB, call, content, make_run, parts, staged_event, start, whole
+from tests.services.stage_runs import MIB, call, content, make_run, parts, staged_event, start, until_in_part, whole
 
 if TYPE_CHECKING:
     from tests.services.azurite import Azurite
@@ -108,10 +107,7 @@ def test_after_kill_9_the_stream_goes_on_where_it_was(tmp_path: Path, cloud: Clo
     cloud.proxy.faults = ["stall"]
     process = start(run)
     assert cloud.proxy.stalled.wait(60)
-    deadline = time.monotonic() + 30
-    while sum(part.stat().st_size for part in folder.glob(".*.part")) < 2 * PART + MIB:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until_in_part(folder, 2 * PART + MIB)
     process.kill()
     process.communicate()
     cloud.proxy.release.set()

@@ -9,7 +9,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -21,7 +20,7 @@ from clipa.storage.store import PART
 from tests.services.faults import Fault, FaultProxy, fault_proxy
 from tests.services.loopback import certify
 from tests.services.s3 import client, new_bucket
-from tests.services.stage_runs import MIB, call, content, make_run, parts, staged_event, start, whole
+from tests.services.stage_runs import MIB, call, content, make_run, parts, staged_event, start, until_in_part, whole
 
 pytest_plugins = ["tests.services.wire"]
 
@@ -126,10 +125,7 @@ def test_after_kill_9_the_stream_goes_on_where_it_was(tmp_path: Path, server: st
     proxy.faults = ["stall"]
     process = start(run)
     assert proxy.stalled.wait(60)
-    deadline = time.monotonic() + 30
-    while sum(part.stat().st_size for part in folder.glob(".*.part")) < 2 * PART + MIB:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until_in_part(folder, 2 * PART + MIB)
     process.kill()
     process.communicate()
     proxy.release.set()

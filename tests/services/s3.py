@@ -3,36 +3,27 @@
 from __future__ import annotations
 
 import importlib.util
-import socket
 import subprocess
 import sys
-import time
 import urllib.request
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from tests.services.loopback import free_port, until_answers
 from tests.services.require import require
-
-START_S = 30.0
 
 
 @contextmanager
 def s3_server() -> Iterator[str]:
     """The URL of a running S3 server."""
     require(importlib.util.find_spec("moto") is not None, "needs moto[server]")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     argv = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        deadline = time.monotonic() + START_S
-        while not _answers(port):
-            assert process.poll() is None, "the S3 server died at its start"
-            assert time.monotonic() < deadline, f"the S3 server does not answer after {START_S} s"
-            time.sleep(0.05)
+        until_answers(port, process)
         yield f"http://127.0.0.1:{port}"
     finally:
         process.kill()
@@ -52,11 +43,3 @@ def client(server: str, key: str = "key", secret: str = "secret") -> Any:
 
     make = botocore.session.get_session().create_client
     return make("s3", "us-east-1", endpoint_url=server, aws_access_key_id=key, aws_secret_access_key=secret)
-
-
-def _answers(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
-    except OSError:
-        return False
-    return True

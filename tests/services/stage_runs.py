@@ -7,6 +7,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from clipa.registry import events
@@ -105,6 +106,14 @@ def whole(folder: Path, manifest: Manifest) -> int:
             assert path.read_bytes() == content(int(path.stem), shard.size), f"{shard.name} is wrong"
             count += 1
     return count
+
+
+def until_in_part(folder: Path, size: int) -> None:
+    """Wait until so many bytes lie in part files."""
+    deadline = time.monotonic() + 30
+    while sum(part.stat().st_size for part in folder.glob(".*.part")) < size:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def parts(folder: Path) -> list[str]:

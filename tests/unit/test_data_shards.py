@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from clipa.data import index
 from clipa.data.index import Part, load_counts, load_index, sidecar
-from clipa.data.shards import Reader, Sample, caption_of, label_of, open_shards
+from clipa.data.shards import Coming, Reader, Sample, caption_of, label_of, open_shards
 from clipa.data.wds import shard_bytes, split_name
 from clipa.errors import DataError, StorageError
 from clipa.storage.manifest import Manifest, Shard
@@ -247,7 +247,8 @@ def test_open_files_are_bounded(tmp_path: Path) -> None:
 def test_more_lanes_have_more_files_open_and_none_that_was_removed(tmp_path: Path) -> None:
     manifest = dataset(tmp_path, *(tar(pairs(f"k{n}")) for n in range(80)))
     there = open_shards(manifest, tmp_path)
-    reader = pickle.loads(pickle.dumps(Reader(dataclasses.replace(there, coming=tmp_path), Part.CAPTION, lanes=20)))
+    coming = dataclasses.replace(there, coming=Coming(tmp_path, tmp_path / "sign"))
+    reader = pickle.loads(pickle.dumps(Reader(coming, Part.CAPTION, lanes=20)))
     before = len(os.listdir("/proc/self/fd"))
     for number in range(80):
         reader.read(number)
