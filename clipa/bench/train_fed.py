@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 from clipa.attempt.devices import Ranks
@@ -19,6 +18,7 @@ from clipa.errors import InputError, did_you_mean
 from clipa.spec import catalog
 from clipa.spec.cluster import Dataset
 from clipa.spec.counted import counted
+from clipa.spec.user_paths import expand_user
 from clipa.storage.dataset import index
 from clipa.train.learner import Learner
 
@@ -41,9 +41,9 @@ def shards_of(word: str, workers: int) -> Shards:
         InputError: no such folder or name, one that is not on this machine, or no shards in it.
         DataError: shards that cannot be read.
     """
-    known = catalog.defaults(Path.cwd()).datasets
+    known = catalog.defaults().datasets
     url = known[word].url if word in known else word
-    folder = Path(url.removeprefix("file://")).expanduser()
+    folder = expand_user(url.removeprefix("file://"))
     if "://" in url and not url.startswith("file://"):
         hint = f"clipa data stage {word} --to FOLDER, then --data with that folder"
         raise InputError("shards are measured where they lie on this machine's disks", where=url, hint=hint)

@@ -13,7 +13,7 @@ from clipa.errors import ConfigError
 from clipa.host import container
 from clipa.host.devices import gpus
 from clipa.launch import probe
-from clipa.launch.folders import folders
+from clipa.launch.folders import run_root_folder
 from clipa.launch.probe import Finding
 from clipa.registry.scan import scan
 from clipa.spec import catalog
@@ -28,11 +28,11 @@ def check_cluster(word: str) -> list[Finding]:
     Raises:
         ConfigError: no such profile, or not one of SLURM.
     """
-    settled = catalog.defaults(Path.cwd())
+    settled = catalog.defaults()
     cluster = load_cluster(catalog.find_cluster(word))
     if cluster.slurm is None:
         raise ConfigError("not a SLURM profile", where=f"--cluster {word}", hint="clipa doctor looks at this machine")
-    run_root, _ = folders(cluster, settled.run_root)
+    run_root = run_root_folder(cluster, settled.run_root)
     return list(probe.check(cluster, run_root))
 
 

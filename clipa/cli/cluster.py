@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from clipa.spec.user_paths import expand_user
+
 app = typer.Typer(help="Clusters.", epilog="Example: clipa cluster dev up", no_args_is_help=True, rich_markup_mode=None)
 dev = typer.Typer(
     help="A real SLURM on this machine, with made-up nodes and GPUs.",
@@ -38,11 +40,9 @@ def init(
     conf: Annotated[str, typer.Option("--conf", help="SLURM_CONF of another cluster.")] = "",
 ) -> None:
     """Write a first profile of the SLURM cluster that this machine belongs to."""
-    from pathlib import Path
-
     from clipa.slurm import site
 
-    path = Path(file).expanduser()
+    path = expand_user(file)
     path = path if path.suffix == ".toml" else path.with_name(f"{path.name}.toml")
     text = site.profile(site.ask(conf), partition)
     site.write_profile(path, text if not conf else text.replace("[slurm]\n", f'[slurm]\nconf = "{conf}"\n'))

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from clipa.errors import InputError
+from clipa.spec.user_paths import expand_user
 
 
 def convert(
@@ -38,7 +39,7 @@ def _place(source: str) -> str:
 
     from clipa.cli import words
 
-    path = Path(source).expanduser()
+    path = expand_user(source)
     if path.exists() or os.sep in source or path.suffix:
         return str(path)
     trained = [

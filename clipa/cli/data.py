@@ -9,6 +9,7 @@ import typer
 
 from clipa.cli import words
 from clipa.errors import InputError
+from clipa.spec.user_paths import expand_user
 
 app = typer.Typer(
     help="Datasets.", epilog="Example: clipa data stage s3://bucket/shards", no_args_is_help=True, rich_markup_mode=None
@@ -234,10 +235,9 @@ def demo(
     """Write data that clipa makes by itself, as image-text shards."""
     import subprocess
     import sys
-    from pathlib import Path
 
     if not url.strip():
         raise InputError("an empty URL", where="URL", hint="clipa data demo . writes here")
-    where = url if "://" in url else str(Path(url).expanduser().absolute())
+    where = url if "://" in url else str(expand_user(url).absolute())
     argv = [sys.executable, "-m", "clipa.made.demo", where, "--of", of.value, *(["--json"] if json else [])]
     raise typer.Exit(subprocess.run(argv, check=False).returncode)

@@ -9,6 +9,7 @@ import typer
 
 from clipa.cli import words
 from clipa.spec.counted import counted
+from clipa.spec.user_paths import expand_user
 
 if TYPE_CHECKING:
     from clipa.image.engine import Engine, Image
@@ -152,7 +153,7 @@ def export(
     from clipa.image.export import export as write
 
     docker = engine.connect()
-    record, made = write(docker, chosen(docker, image), file.expanduser().absolute())
+    record, made = write(docker, chosen(docker, image), expand_user(file).absolute())
     if json:
         show.json(record)
         return

@@ -10,8 +10,9 @@ from typing import Annotated
 
 import typer
 
-from clipa.cli import bench, cluster, convert, data, image, inspect, plan, reduce, runs, submit, sweep
-from clipa.errors import ClipaError, StorageError, told
+from clipa.cli import bench, cluster, convert, data, image, inspect, plan, reduce, runs, streams, submit, sweep
+from clipa.errors import ClipaError, InputError, StorageError, told
+from clipa.spec.user_paths import current_folder
 
 _OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
@@ -63,18 +64,36 @@ def main() -> None:
     if os.getpid() == 1:
         # The kernel ignores TERM for a process 1 without a handler, and `docker stop` would wait in vain.
         signal.signal(signal.SIGTERM, lambda number, _: os._exit(128 + number))
+    streams.prepare()
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()
     except ClipaError as error:
         sys.exit(told(error))
+    except SystemExit as ended:
+        if isinstance(ended.__context__, BrokenPipeError):  # Typer makes exit code 1 of it
+            sys.exit(streams.exit_code_of_closed_pipe())
+        raise
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        sys.exit(141)
+        sys.exit(streams.exit_code_of_closed_pipe())
     except OSError as error:
-        if error.errno not in _OF_DISKS:
-            raise
+        sys.exit(told(_explained(error)))
+
+
+def _explained(error: OSError) -> ClipaError:
+    """Translate an error of the operating system that no command could foresee; any other is raised as it is."""
+    if error.errno in _OF_DISKS:
         where = str(error.filename or "a folder that this command writes to")
-        sys.exit(told(StorageError(str(error.strerror), where=where, hint="df -h; clipa data gc removes staged data")))
+        return StorageError(str(error.strerror), where=where, hint="df -h; clipa data gc removes staged data")
+    if error.errno == errno.ENOENT and current_folder() is None:
+        return InputError(
+            "the current folder was deleted, and a relative path needs it",
+            where=str(error.filename or ""),
+            hint="cd to a folder that exists, or give absolute paths",
+        )
+    raise error
 
 
 if __name__ == "__main__":

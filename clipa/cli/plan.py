@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -50,7 +49,7 @@ def plan(
     from clipa.spec import points as reported
     from clipa.spec.load import load_recipe
 
-    loaded = load_recipe(catalog.find_recipe(recipe or catalog.defaults(Path.cwd()).recipe), set_ or [])
+    loaded = load_recipe(catalog.find_recipe(recipe or catalog.defaults().recipe), set_ or [])
     if points:
         found = reported.points(loaded)
         priced = [(point, _cost(point.loaded, cluster, mfu)) for point in found]
@@ -74,6 +73,6 @@ def _cost(loaded: LoadedRecipe, word: str | None, mfu: float) -> Cost:
     from clipa.spec import catalog, cost
     from clipa.spec.load import load_cluster
 
-    profile = load_cluster(catalog.find_cluster(word or catalog.defaults(Path.cwd()).cluster))
+    profile = load_cluster(catalog.find_cluster(word or catalog.defaults().cluster))
     measured = calibration.read(words.roots())
     return cost.cost(loaded.recipe, place_of(profile), loaded.about.datasets, measured, mfu)

@@ -50,7 +50,7 @@ def show(
 
     if importlib.util.find_spec("torch") is None:
         raise MissingPart("drawing reductions needs clipa's training part", hint="pip install 'clipa[train]'")
-    named = recipe or catalog.defaults(Path.cwd()).recipe
+    named = recipe or catalog.defaults().recipe
     argv = [sys.executable, "-m", "clipa.made.picture", f"--recipe={named}", f"--phase={phase}", f"--out={out}"]
     argv += [f"--set={change}" for change in set_ or []]
     argv += [f"--caption={caption}"] if caption is not None else []

@@ -63,7 +63,7 @@ def status(
         _watch([s.run for s in shown])
         return
     if not shown:
-        show.note("no runs yet. Start one: clipa submit pipeline --wait")
+        show.note(words.no_runs())
         return
     show.console().print(show.statuses(shown))
     for line in show.reasons(shown):

@@ -10,6 +10,7 @@ import msgspec
 from rich.console import Console
 from rich.table import Table
 
+from clipa.cli import streams
 from clipa.registry.state import State
 from clipa.spec.counted import counted
 from clipa.spec.evalset import label
@@ -52,8 +53,7 @@ def note(text: str) -> None:
 
 def json(value: object) -> None:
     """One JSON document."""
-    sys.stdout.write(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")
-    sys.stdout.flush()
+    streams.write_json(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
 
 
 _COLUMNS: tuple[tuple[str, bool, int, Callable[[RunStatus], str]], ...] = (

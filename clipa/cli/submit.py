@@ -93,8 +93,9 @@ def _submit(
         show.dry_run(prepared, json)
         return
     submission = request.submit(settled.request)
-    if lost := container.forgotten_volume(Path(submission.root)):
-        show.note(lost)
+    for remark in (container.forgotten_volume(Path(submission.root)), words.remark_on_root(Path(submission.root))):
+        if remark:
+            show.note(remark)
     holds = container.ends_with_us()
     show.submitted(submission, json, holds)
     if wait or holds:

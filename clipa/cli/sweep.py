@@ -57,6 +57,8 @@ def sweep(
         _dry_run(settled, json)
         return
     submission = grid.submit(settled)
+    if remark := words.remark_on_root(Path(submission.root)):
+        show.note(remark)
     show.submitted(submission, json)
     if not json:
         group = submission.runs[0].name or submission.runs[0].group

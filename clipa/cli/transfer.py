@@ -14,6 +14,7 @@ import typer
 from clipa.cli import show
 from clipa.errors import InputError, did_you_mean
 from clipa.spec.cluster import Dataset
+from clipa.spec.user_paths import expand_user
 from clipa.staging import errand
 from clipa.staging.cache import Cached, Swept
 
@@ -34,7 +35,7 @@ def place(cluster_word: str | None) -> Place:
     from clipa.spec import catalog
     from clipa.spec.load import load_cluster
 
-    settled = catalog.defaults(Path.cwd())
+    settled = catalog.defaults()
     cluster = load_cluster(catalog.find_cluster(cluster_word or settled.cluster))
     _, cache = folders(cluster, settled.run_root)
     return Place(cache, int(cluster.cache_limit_gib * 2**30), catalog.bound(settled, cluster))
@@ -93,7 +94,7 @@ def target(here: Place, word: str, source: Dataset) -> Dataset:
 
 def folder(word: str) -> str:
     """An absolute path; empty for none."""
-    return str(Path(word).expanduser().absolute()) if word else ""
+    return str(expand_user(word).absolute()) if word else ""
 
 
 def staged(word: str, cluster_word: str | None) -> str:
@@ -109,7 +110,7 @@ def staged(word: str, cluster_word: str | None) -> str:
     if "://" not in word and "/" in word:
         return folder(word)
     here = place(cluster_word)
-    if word not in here.bound and Path(word).expanduser().is_dir():
+    if word not in here.bound and expand_user(word).is_dir():
         return folder(word)
     meant = source(here, word, "", "", "", "", False, False)
     if "://" not in meant.url or meant.url.startswith("file://"):

@@ -34,14 +34,34 @@ def _root_here() -> tuple[Path, ...]:
         return ()
 
 
+def remark_on_root(root: Path) -> str:
+    """Return a remark for a run root that `clipa status` will not find from elsewhere; empty if it will."""
+    from clipa.registry.roots import known_roots, reason_not_remembered
+
+    if root in known_roots():
+        return ""
+    reason = reason_not_remembered() or "the user's config folder is not usable"
+    return f"note: this run root is not remembered ({reason}). From another shell: CLIPA_RUN_ROOT={root} clipa status"
+
+
+def no_runs() -> str:
+    """Return what `clipa status` says where there are no runs, with the run roots that were searched."""
+    from clipa.registry.roots import reason_not_remembered
+
+    where = ", ".join(str(root) for root in roots()) or "any known run root"
+    reason = reason_not_remembered()
+    elsewhere = f"\nRun roots cannot be remembered ({reason}); another one: CLIPA_RUN_ROOT=FOLDER clipa status"
+    return f"no runs yet in {where}. Start one: clipa submit pipeline --wait{elsewhere if reason else ''}"
+
+
 def run_root() -> Path:
     """The run root that is in force here."""
-    from clipa.launch.folders import folders
+    from clipa.launch.folders import run_root_folder
     from clipa.spec import catalog
     from clipa.spec.load import load_cluster
 
-    settled = catalog.defaults(Path.cwd())
-    return folders(load_cluster(catalog.find_cluster(settled.cluster)), settled.run_root)[0]
+    settled = catalog.defaults()
+    return run_root_folder(load_cluster(catalog.find_cluster(settled.cluster)), settled.run_root)
 
 
 def everything(settle: bool = False) -> Scan:

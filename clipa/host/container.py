@@ -14,6 +14,7 @@ from clipa.host.devices import gpus
 from clipa.registry.liveness import is_alive
 from clipa.registry.scan import scan
 from clipa.spec.cluster import Cluster
+from clipa.spec.user_paths import current_folder
 
 IN_CONTAINER = "CLIPA_IN_CONTAINER"
 VARIANT = "CLIPA_VARIANT"
@@ -45,7 +46,7 @@ def require_temporary_folder() -> None:
     """
     with contextlib.suppress(FileNotFoundError):
         # Python's last resort is the folder where one stands, and a supervisor stands elsewhere.
-        if tempfile.gettempdir() != os.getcwd() or os.environ.get("TMPDIR"):
+        if tempfile.gettempdir() != str(current_folder()) or os.environ.get("TMPDIR"):
             return
     raise ConfigError(
         "no folder for temporary files can be written, or all are full",

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, NamedTuple
 
 from clipa.errors import ConfigError, MissingPart
+from clipa.spec.user_paths import expand_user
 
 DOCKERFILE = "docker/Dockerfile"
 ALLOWED = (
@@ -56,7 +57,7 @@ def checkout(source: Path | None) -> Path:
         MissingPart: this clipa was installed from a wheel, which holds no Dockerfile.
         ConfigError: the folder given is no checkout of clipa.
     """
-    folder = source.expanduser().absolute() if source else Path(__file__).resolve().parents[2]
+    folder = expand_user(source).absolute() if source else Path(__file__).resolve().parents[2]
     if (folder / DOCKERFILE).is_file() and (folder / "pyproject.toml").is_file():
         return folder
     if source:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import docker.auth
 import docker.errors
 
 from clipa.errors import InputError
+from clipa.spec.user_paths import expand_user
 
 _OF_APPTAINER = ".apptainer/docker-config.json"  # the same format as Docker's, in the user's home
 
@@ -51,9 +51,6 @@ def find_login(host: str) -> Login | None:
 
 def _files() -> Iterator[str | None]:
     yield None  # where Docker looks by itself
-    try:
-        file = Path.home() / _OF_APPTAINER
-    except RuntimeError:  # a user who is a number has no home
-        return
+    file = expand_user("~") / _OF_APPTAINER
     if file.is_file():
         yield str(file)

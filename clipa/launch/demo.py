@@ -9,7 +9,7 @@ import sys
 import clipa
 from clipa.errors import ConfigError, MissingPart, StorageError
 from clipa.launch.pin import Say
-from clipa.spec import catalog
+from clipa.spec.user_paths import user_folder
 from clipa.storage import manifest as manifests
 
 MADE = {"digits": ("train", "val", "test"), "emoji": ("train", "val", "test", "unseen")}
@@ -27,7 +27,7 @@ def bucket(url: str, say: Say) -> str:
     if split not in MADE.get(kind, ()):
         allowed = (f"demo://{name}/{part}" for name, parts in MADE.items() for part in parts)
         raise ConfigError("no such demo data", where=url, allowed=", ".join(allowed))
-    where = catalog.user_folder("cache") / "demo" / f"{kind}-{clipa.__version__}"
+    where = user_folder("cache") / "demo" / f"{kind}-{clipa.__version__}"
     if not all((where / name / manifests.MANIFEST_NAME).is_file() for name in MADE[kind]):
         say(f"making the data of {url}, once for this version of clipa: {_MAKING[kind]}, in {where}")
         make(str(where), kind)

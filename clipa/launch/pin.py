@@ -19,6 +19,7 @@ from clipa.registry.run_dir import RunDir, write_whole
 from clipa.spec.cluster import Cluster
 from clipa.spec.container import Container, Mount, Pinned, parse_mount
 from clipa.spec.plan import Plan
+from clipa.spec.user_paths import expand_user
 
 if TYPE_CHECKING:
     from clipa.image.engine import Engine, Image
@@ -50,7 +51,7 @@ def pin(cluster: Cluster, run_root: Path, cache: Path, say: Say, may_build: bool
     where = f"cluster {cluster.name}: container"
     if shutil.which(_TOOLS[settings.runtime]) is None and cluster.backend == "local":
         raise InputError(f"{_TOOLS[settings.runtime]} is not installed here", where=f"{where}.runtime")
-    path = Path(os.path.expandvars(settings.image)).expanduser()
+    path = expand_user(os.path.expandvars(settings.image))
     if path.suffix in _SUFFIX.values() or path.is_absolute():
         pinned = _of_file(settings, path, where, run_root)
     elif settings.runtime == "docker":

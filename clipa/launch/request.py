@@ -58,7 +58,7 @@ def settle(
     """
     if name and not _NAME.fullmatch(name):
         raise ConfigError(f"{name!r} cannot be a name", where="--name", allowed="letters, digits, - _ . (at most 64)")
-    defaults = catalog.defaults(Path.cwd())
+    defaults = catalog.defaults()
     notes = []
     if recipe_word is None:
         notes.append(f"recipe {defaults.recipe} ({_from(defaults.recipe_from)})")

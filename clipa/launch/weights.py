@@ -17,6 +17,7 @@ from clipa.spec import card as cards
 from clipa.spec.cluster import Dataset
 from clipa.spec.model import Model
 from clipa.spec.plan import Weights
+from clipa.spec.user_paths import expand_user
 from clipa.storage.access import reached
 from clipa.storage.published import whole_checkpoint
 
@@ -41,7 +42,7 @@ def from_word(
         return _at_url(known[word])
     if "://" in word and not word.startswith("file://"):
         return _at_url(reached(word, known))
-    path = Path(word.removeprefix("file://")).expanduser()
+    path = expand_user(word.removeprefix("file://"))
     if path.is_dir():
         return _from_folder(path.absolute())
     if os.sep in word:

@@ -17,6 +17,7 @@ from clipa.model.targets import Form, notes_of, write
 from clipa.spec.budget import model_params
 from clipa.spec.card import Card
 from clipa.spec.family import FamilyName, Pool
+from clipa.spec.user_paths import expand_user
 
 
 class Converted(msgspec.Struct, frozen=True, kw_only=True):
@@ -92,7 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
         text_tokens=given.text_tokens,
     )  # fmt: skip
     try:
-        done = convert(given.source.expanduser(), given.folder.expanduser(), wishes, given.to)
+        done = convert(expand_user(given.source), expand_user(given.folder), wishes, given.to)
     except ClipaError as error:
         if os.environ.get("CLIPA_DEBUG"):
             traceback.print_exc()

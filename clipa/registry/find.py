@@ -8,6 +8,7 @@ from pathlib import Path
 
 from clipa.errors import UnknownRun, did_you_mean
 from clipa.registry.state import RunStatus
+from clipa.spec.user_paths import expand_user
 
 LATEST = "latest"
 LISTED = 8
@@ -41,7 +42,7 @@ def find(statuses: Sequence[RunStatus], word: str) -> list[RunStatus]:
         )
     if begins:
         return begins
-    if (Path(word).expanduser() / "plan.json").is_file():
+    if (expand_user(word) / "plan.json").is_file():
         root = Path(os.path.realpath(os.path.expanduser(word))).parent
         raise UnknownRun("a run, but of a run root that is not known here", where=word,
                          hint=f"CLIPA_RUN_ROOT={root} clipa status")  # fmt: skip

@@ -8,7 +8,8 @@ import re
 import stat
 from pathlib import Path
 
-from clipa.spec.catalog import user_folder
+from clipa.errors import ConfigError
+from clipa.spec.user_paths import user_folder
 
 # fmt: off
 _NETWORK = frozenset((
@@ -32,10 +33,11 @@ def cache_folder() -> Path:
         mounts = Path("/proc/mounts").read_text(errors="surrogateescape")
     except OSError:
         mounts = ""
-    folder = user_folder("cache")
-    if not is_network(filesystem_of(folder, mounts)):
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
+    with contextlib.suppress(ConfigError):  # a user without a home folder has none
+        folder = user_folder("cache")
+        if not is_network(filesystem_of(folder, mounts)):
+            folder.mkdir(parents=True, exist_ok=True)
+            return folder
     import tempfile
 
     for place in (tempfile.gettempdir(), "/tmp", "/var/tmp"):  # noqa: S108 - a folder of our own in it, checked below

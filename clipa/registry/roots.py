@@ -6,12 +6,13 @@ import hashlib
 import os
 from pathlib import Path
 
+from clipa.errors import ConfigError
 from clipa.registry.run_dir import write_whole
-from clipa.spec.catalog import user_folder
+from clipa.spec.user_paths import user_folder
 
 
 def _folder() -> Path:
-    """Raises RuntimeError where the user has no home (a container run as a number)."""
+    """Raises ConfigError where the user has no home (a container run as a number)."""
     return user_folder("config") / "roots"
 
 
@@ -22,16 +23,27 @@ def remember(root: Path) -> bool:
         target = _folder() / hashlib.sha256(path).hexdigest()[:16]
         if not target.is_file():
             write_whole(target, path + b"\n")
-    except (OSError, RuntimeError):
+    except (OSError, ConfigError):
         return False
     return True
+
+
+def reason_not_remembered() -> str:
+    """Return why run roots cannot be remembered for this user, in a few words; empty if they can."""
+    try:
+        folder = _folder()
+    except ConfigError as error:
+        return error.what
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return "" if os.access(folder, os.W_OK | os.X_OK) else f"{folder} cannot be written"
 
 
 def known_roots() -> list[Path]:
     """All remembered run roots, in the order of their paths; those that are gone for now are among them."""
     try:
         files = [path for path in _folder().iterdir() if not path.name.startswith(".")]
-    except (OSError, RuntimeError):
+    except (OSError, ConfigError):
         return []
     found = set()
     for file in files:

@@ -14,6 +14,7 @@ from clipa.errors import ConfigError, did_you_mean
 from clipa.spec.cluster import Cluster, Dataset, Project
 from clipa.spec.load import load_project
 from clipa.spec.trackers import DEFAULT
+from clipa.spec.user_paths import current_folder, expand_user, user_folder
 
 DEMO_RECIPE = "demo"
 DEFAULT_CLUSTER = "local"
@@ -61,7 +62,7 @@ def find_cluster(word: str) -> Path:
 
 
 def _find(word: str, known: Mapping[str, Path], what: str, command: str) -> Path:
-    path = Path(word).expanduser()
+    path = expand_user(word)
     if path.suffix == ".toml" or os.sep in word:
         if path.is_file():
             return path.absolute()
@@ -80,17 +81,6 @@ def _find(word: str, known: Mapping[str, Path], what: str, command: str) -> Path
     )
 
 
-def user_folder(kind: str) -> Path:
-    """The user's folder for `config`, `cache` or `data` (XDG Base Directory Specification), without creating it."""
-    variable, default = {
-        "config": ("XDG_CONFIG_HOME", ".config"),
-        "cache": ("XDG_CACHE_HOME", ".cache"),
-        "data": ("XDG_DATA_HOME", ".local/share"),
-    }[kind]
-    base = os.environ.get(variable, "")
-    return (Path(base) if Path(base).is_absolute() else Path.home() / default) / "clipa"
-
-
 class Defaults(NamedTuple):
     """The settled defaults, and where the recipe and the cluster were named (for the message that says so)."""
 
@@ -103,13 +93,13 @@ class Defaults(NamedTuple):
     trackers: tuple[str, ...]
 
 
-def defaults(start: Path) -> Defaults:
-    """The defaults in force for a command typed in the folder `start`.
+def defaults(start: Path | None = None) -> Defaults:
+    """Return the defaults in force for a command typed in the folder `start` (the current folder if not given).
 
     Raises:
         ConfigError: a project file that cannot be read.
     """
-    layers = [(str(path), load_project(path)) for path in _project_files(start)]
+    layers = [(str(path), load_project(path)) for path in _project_files(start or current_folder())]
     environment = Project(
         recipe=os.environ.get("CLIPA_RECIPE", ""),
         cluster=os.environ.get("CLIPA_CLUSTER", ""),
@@ -143,20 +133,24 @@ def as_dataset(value: str | Dataset) -> Dataset:
     return Dataset(url=value) if isinstance(value, str) else value
 
 
-def _project_files(start: Path) -> list[Path]:
-    found = [folder / PROJECT_FILE for folder in (start, *start.parents)]
-    return [path for path in found if path.is_file()][:1] + [
-        path for path in [user_folder("config") / "config.toml"] if path.is_file()
-    ]
+def _project_files(start: Path | None) -> list[Path]:
+    """Return the nearest project file upward from `start`, then the user's; either may be missing."""
+    upward = [folder / PROJECT_FILE for folder in (start, *start.parents)] if start else []
+    nearest = [path for path in upward if path.is_file()][:1]
+    try:
+        own = user_folder("config") / "config.toml"
+    except ConfigError:
+        return nearest  # a user without a home folder has no config file
+    return nearest + ([own] if own.is_file() else [])
 
 
 def _beside(word: str, where: str) -> str:
     """A relative path in a project file is relative to that file, not to the current folder."""
     if (word.endswith(".toml") or os.sep in word) and where.endswith(".toml"):
-        return str(Path(where).parent / Path(word).expanduser())
+        return str(Path(where).parent / expand_user(word))
     return word
 
 
 def _beside_folder(word: str, where: str) -> str:
-    path = Path(os.path.expandvars(word)).expanduser()
-    return str((Path(where).parent if where.endswith(".toml") else Path.cwd()) / path)
+    path = expand_user(os.path.expandvars(word))
+    return str(Path(where).parent / path) if where.endswith(".toml") else os.path.abspath(path)

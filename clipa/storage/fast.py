@@ -22,6 +22,7 @@ from urllib.request import getproxies
 
 from clipa.errors import StorageError
 from clipa.spec.cluster import Dataset
+from clipa.spec.user_paths import expand_user
 from clipa.storage import options
 from clipa.storage.digest import is_etag
 from clipa.storage.patience import Patience
@@ -268,7 +269,7 @@ def _region(source: Dataset) -> str:
     said = source.region or os.environ.get("AWS_REGION")
     if not said and not source.profile and not os.environ.get("AWS_PROFILE"):
         said = os.environ.get("AWS_DEFAULT_REGION")
-    config = Path(os.environ.get("AWS_CONFIG_FILE") or "~/.aws/config").expanduser()
+    config = expand_user(os.environ.get("AWS_CONFIG_FILE") or "~/.aws/config")
     if not said and (source.profile or config.exists()):
         import botocore.session
 

@@ -19,6 +19,8 @@ def ends_at_once(main: Callable[[], int]) -> NoReturn:
         code = main()
     except SystemExit as asked:  # argparse: 0 after --help, 2 for a wrong argument, which it has said
         code = asked.code if isinstance(asked.code, int) else 1
+    except BrokenPipeError:  # the reader of our output has gone, as in `clipa data doctor x | head`
+        code = 141
     except BaseException:
         traceback.print_exc()
         code = 1

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from clipa.errors import ConfigError
+from clipa.spec.user_paths import expand_user
 
 VARIABLE = "CLIPA_BERT_VOCAB"
 FILE = "vocab.txt"
@@ -27,7 +28,7 @@ def find_vocabulary(environment: Mapping[str, str]) -> Path:
         ConfigError: it is in neither place.
     """
     if named := environment.get(VARIABLE, ""):
-        path = Path(named).expanduser()
+        path = expand_user(named)
         path = path / FILE if path.is_dir() else path
         if path.is_file():
             return path
@@ -45,9 +46,9 @@ def find_vocabulary(environment: Mapping[str, str]) -> Path:
 def _hub_cache(environment: Mapping[str, str]) -> Path:
     """The folder of the hub's cache (huggingface_hub, "Environment variables")."""
     if folder := environment.get("HF_HUB_CACHE"):
-        return Path(folder).expanduser()
+        return expand_user(folder)
     home = environment.get("HF_HOME") or f"{environment.get('XDG_CACHE_HOME') or '~/.cache'}/huggingface"
-    return Path(home).expanduser() / "hub"
+    return expand_user(home) / "hub"
 
 
 def _cached(cache: Path, name: str) -> Path | None:

@@ -75,6 +75,13 @@ def test_nothing_unsafe_and_no_bag(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=_name)
+def test_current_and_home_folder_are_asked_for_in_one_place_which_knows_that_they_may_be_missing(path: Path) -> None:
+    text = path.read_text()
+    for word in ("Path.cwd()", "Path.home()", ".expanduser()", "os.getcwd()"):
+        assert word not in text or _name(path) == "clipa/spec/user_paths.py", f"{word} stands in {_name(path)}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=_name)
 def test_torch_files_are_read_in_one_place_without_unpickling(path: Path) -> None:
     text = path.read_text()
     assert text.count("torch.load(") == (1 if _name(path) == "clipa/attempt/weights.py" else 0)
