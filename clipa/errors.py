@@ -20,6 +20,8 @@ import sys
 import traceback
 from collections.abc import Iterable
 
+from clipa.terminal import printable, send
+
 
 class ClipaError(Exception):
     """Base of all errors that clipa raises on purpose.
@@ -96,8 +98,8 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 def told(error: ClipaError) -> int:
     """Print an error as every command does, and return its exit code; `CLIPA_DEBUG` adds where it came from."""
     if os.environ.get("CLIPA_DEBUG"):
-        traceback.print_exc()
+        send(printable(traceback.format_exc()), err=True)
     colour = sys.stderr.isatty() and "NO_COLOR" not in os.environ
     mark = "\x1b[1;31merror:\x1b[0m" if colour else "error:"
-    print(f"{mark} {error}", file=sys.stderr)
+    send(f"{mark} {printable(str(error))}\n", err=True)
     return error.exit_code

@@ -20,6 +20,7 @@ from clipa.registry import events
 from clipa.registry.run_dir import RunDir
 from clipa.spec import plan as plans
 from clipa.spec.plan import Plan
+from clipa.terminal import say
 
 RESUMABLE = 75
 """Exit code of a process that was asked to leave and can be resumed (EX_TEMPFAIL of sysexits.h)."""
@@ -53,12 +54,12 @@ def run_process(name: str, kinds: Sequence[str], work: Callable[[Session], int])
     try:
         session = _open(RunDir(arguments.run_dir.absolute()), arguments.attempt, kinds)
     except ClipaError as error:
-        print(error, file=sys.stderr)
+        say(error, err=True)
         return error.exit_code
     try:
         code = work(session)
     except ClipaError as error:
-        print(error, file=sys.stderr)
+        say(error, err=True)
         _last_words(session, "failed", str(error))
         return error.exit_code
     except Exception as error:

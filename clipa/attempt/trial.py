@@ -24,6 +24,7 @@ import torch.distributed as dist
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from clipa.registry.trial import Report
+from clipa.terminal import say, say_json
 
 ELEMENTS = 1 << 18
 """float32 numbers that are reduced: 1 MiB goes over the wire in pieces, as gradients do."""
@@ -156,10 +157,10 @@ def main() -> int:
     try:
         report = Trial(rank, world, device, timedelta(seconds=given.seconds)).run()
     except dist.DistError as error:
-        print(f"node {rank} has lost the meeting: {error}".partition("\n")[0], file=sys.stderr)
+        say(f"node {rank} has lost the meeting: {error}".partition("\n")[0], err=True)
         return 1
     if rank == 0:
-        print(msgspec.json.encode(report).decode(), flush=True)
+        say_json(report)
     return 1 if report.why else 0
 
 

@@ -30,6 +30,7 @@ from clipa.spec.cost import Place, cost
 from clipa.spec.hardware import gpu_named
 from clipa.spec.job import Recipe, TrainPhase
 from clipa.spec.load import load_recipe
+from clipa.terminal import say
 
 GOALS = {224: (2.0, 3.5), 112: (3.0, 4.0), 64: (4.5, 5.0)}
 """Times open_clip's rate on stock Pillow that is aimed at, by pixels: float out, and uint8 out."""
@@ -89,7 +90,7 @@ def _shards(given: str) -> Iterator[Path]:
 def _print_all(recipe: Recipe, phases: dict[str, TrainPhase], folder: Path, options: argparse.Namespace) -> None:
     size = sum(path.stat().st_size for path in folder.glob("*.tar"))
     said = f"made pictures of 512 x 384, {size / _MADE / 1000:.0f} kB each" if not options.data else str(folder)
-    print(f"{recipe.name} on {said}; load {os.getloadavg()[0]:.1f}\n")
+    say(f"{recipe.name} on {said}; load {os.getloadavg()[0]:.1f}\n")
     jobs: dict[str, Job] = {}
     for name, phase in phases.items():
         image = msgspec.structs.replace(phase.image, jitter=None)
@@ -104,11 +105,11 @@ def _print_all(recipe: Recipe, phases: dict[str, TrainPhase], folder: Path, opti
     _print_cores(recipe, phases, jobs, options)
     for title, job in jobs.items():
         found = fidelity(job)
-        print(f"- {title}: PSNR to a full decode and Pillow's resize {found.mean:.1f} dB, lowest {found.lowest:.1f} dB")
-    print()
+        say(f"- {title}: PSNR to a full decode and Pillow's resize {found.mean:.1f} dB, lowest {found.lowest:.1f} dB")
+    say()
     for line in words.compared(recipe.model.text.tokenizer, [phase.text for phase in phases.values()]):
-        print(line)
-    print()
+        say(line)
+    say()
     _print_workers(jobs)
 
 
@@ -120,22 +121,22 @@ def _print_stages(title: str, job: Job, pillow: str) -> None:
     columns = {"clipa": "", "open_clip": "", **({"open_clip, other Pillow": pillow} if pillow else {})}
     found = {name: _column(name.partition(",")[0], job, path) for name, path in columns.items()}
     _MEASURED[job] = found["clipa"]
-    print(f"{title}; microseconds of one core for an image\n")
-    print("| |" + "|".join((" read ", " decode ", " crop, resize ", " float ", " tokenise ", " collate ")) +
+    say(f"{title}; microseconds of one core for an image\n")
+    say("| |" + "|".join((" read ", " decode ", " crop, resize ", " float ", " tokenise ", " collate ")) +
           "| images/s, float out | images/s, uint8 out |\n|---|" + "---|" * 8)  # fmt: skip
     for name, stages in found.items():
         cells = "|".join(f" {1e6 * getattr(stages, stage):.0f} " for stage in Stages.__struct_fields__)
         whole = f"{1 / stages.total(False):,.0f}" if name == "clipa" else "-"
-        print(f"| {name} |{cells}| {1 / stages.total(True):,.0f} | {whole} |")
-    print()
+        say(f"| {name} |{cells}| {1 / stages.total(True):,.0f} | {whole} |")
+    say()
     for name, stages in found.items():
         if name == "clipa":
             continue
         like, real = (stages.total(True) / found["clipa"].total(floats) for floats in (True, False))
         goal = GOALS.get(job.image.size) if name == "open_clip" else None
         aim = f" (goals {goal[0]} and {goal[1]})" if goal else ""
-        print(f"{like:.2f} times {name} like for like, {real:.2f} times as it really runs{aim}")
-    print()
+        say(f"{like:.2f} times {name} like for like, {real:.2f} times as it really runs{aim}")
+    say()
 
 
 def _column(name: str, job: Job, path: str) -> Stages:
@@ -168,24 +169,24 @@ def _print_cores(
             continue
         wanted = rate.samples_per_s * options.gpus
         cores = wanted * _MEASURED[job].total(False)
-        print(
+        say(
             f"- {title}: {options.gpus} x {gpu.model} at {options.mfu:.0%} of their peak take {wanted:,.0f} images/s: "
             f"{cores:,.0f} such cores"
         )
-    print()
+    say()
 
 
 def _print_workers(jobs: dict[str, Job]) -> None:
     cores = len(os.sched_getaffinity(0))
-    print("| images/s by the clock | one | " + " | ".join(f"{cores} {kind}" for kind in ("threads", "processes")) +
+    say("| images/s by the clock | one | " + " | ".join(f"{cores} {kind}" for kind in ("threads", "processes")) +
           " |\n|---|---|---|---|")  # fmt: skip
     for title, job in jobs.items():
         found: Sequence[float] = rates(job, cores)
-        print(f"| {title} | " + " | ".join(f"{rate:,.0f}" for rate in found) + " |")
+        say(f"| {title} | " + " | ".join(f"{rate:,.0f}" for rate in found) + " |")
 
 
 if __name__ == "__main__":
     began = time.monotonic()
     code = main()
-    print(f"{time.monotonic() - began:.0f} s", file=sys.stderr)
+    say(f"{time.monotonic() - began:.0f} s", err=True)
     sys.exit(code)

@@ -7,13 +7,15 @@ import subprocess
 import sys
 import time
 
+from clipa.terminal import say
+
 ROUNDS = 20
 COMMANDS = (("--help",), ("submit", "--help"), ("status",), ("plan", "demo"))
 
 
 def main() -> None:
     """Print the median, the fastest and the slowest of each command, in milliseconds."""
-    print(f"{'command':24} {'median':>8} {'min':>8} {'max':>8}  ms, {ROUNDS} runs")
+    say(f"{'command':24} {'median':>8} {'min':>8} {'max':>8}  ms, {ROUNDS} runs")
     for words in COMMANDS:
         taken = []
         for _ in range(ROUNDS):
@@ -21,7 +23,7 @@ def main() -> None:
             subprocess.run([sys.executable, "-m", "clipa.cli.main", *words], capture_output=True, check=True)
             taken.append(1000 * (time.perf_counter() - began))
         line = f"{statistics.median(taken):8.0f} {min(taken):8.0f} {max(taken):8.0f}"
-        print(f"{'clipa ' + ' '.join(words):24} {line}")
+        say(f"{'clipa ' + ' '.join(words):24} {line}")
 
 
 if __name__ == "__main__":

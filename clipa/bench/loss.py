@@ -16,6 +16,7 @@ import torch
 from torch.nn import functional
 
 from clipa.model.loss import LOSSES, ClipOutput
+from clipa.terminal import say
 
 BATCHES = (8_192, 16_384, 32_768, 65_536)
 PLAIN_UP_TO = 16_384
@@ -40,7 +41,7 @@ def _one(name: str, batch: int, width: int) -> None:
     loss = plain if name == "plain" else LOSSES[name]  # type: ignore[index]
     before, began = _resident_mb(), time.monotonic()
     loss(output).backward()  # type: ignore[no-untyped-call]
-    print(f"| {name} | {batch:,} | {_resident_mb() - before:,.0f} MB | {time.monotonic() - began:.1f} s |", flush=True)
+    say(f"| {name} | {batch:,} | {_resident_mb() - before:,.0f} MB | {time.monotonic() - began:.1f} s |")
 
 
 def main() -> int:
@@ -53,9 +54,8 @@ def main() -> int:
     if options.one:
         _one(options.one, options.batches[0], options.width)
         return 0
-    print(
+    say(
         f"| loss, width {options.width} | batch | peak memory above the features | time |\n|---|---|---|---|",
-        flush=True,
     )
     for name in (*LOSSES, "plain"):
         for batch in options.batches:

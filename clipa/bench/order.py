@@ -20,6 +20,7 @@ from clipa.data.order import Mixture, Order
 from clipa.data.shards import Coming, Reader, open_coming
 from clipa.storage import manifest as manifests
 from clipa.storage.manifest import Manifest, Shard
+from clipa.terminal import say
 
 _SAMPLES = 10_000
 _BATCH = 32_768
@@ -30,7 +31,7 @@ def _timed(name: str, work: Callable[[], T]) -> T:
     began = time.perf_counter(), time.process_time()
     made = work()
     wall, cpu = time.perf_counter() - began[0], time.process_time() - began[1]
-    print(f"{name:28} {wall:8.3f} s, {cpu:7.3f} s of the processor", flush=True)
+    say(f"{name:28} {wall:8.3f} s, {cpu:7.3f} s of the processor")
     return made
 
 
@@ -47,20 +48,20 @@ def main() -> None:
     manifest = Manifest(url="s3://bucket/data", shards=tuple(rows))
     raw = _timed("plan: manifest written", lambda: manifests.encode(manifest))
     _timed("plan: digest", lambda: manifest.digest)
-    print(f"{'manifest':28} {len(raw) / 2**20:8.1f} MiB")
+    say(f"{'manifest':28} {len(raw) / 2**20:8.1f} MiB")
     read = _timed("start: manifest read", lambda: manifests.decode(raw))
     nowhere = Path("/nowhere")
     opened = _timed("start: shards opened", lambda: open_coming(read, nowhere, Coming(nowhere, nowhere)))
     reader = _timed("start: reader", lambda: Reader(opened, Part.CAPTION))
     pickled = _timed("start: sent to a worker", lambda: pickle.dumps(reader))
-    print(f"{'message to a worker':28} {len(pickled) / 2**20:8.1f} MiB")
+    say(f"{'message to a worker':28} {len(pickled) / 2**20:8.1f} MiB")
     order = _timed("start: order", lambda: Mixture([Order(reader.sizes(), 1, lanes=lanes)], [1.0], _BATCH))
     _timed("start: first batch's numbers", lambda: order.at(0, _BATCH))
     fresh = Mixture([Order(reader.sizes(), 1, lanes=lanes)], [1.0], _BATCH)
     step = (5 * reader.samples // 2) // _BATCH
     _timed("start: first shards", lambda: list(islice(fresh.readings(step, range(lanes)), 4 * lanes)))
     _timed("resume: in the third epoch", lambda: fresh.at(step * _BATCH, (step + 1) * _BATCH))
-    print(f"{'peak memory':28} {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10:8.0f} MiB")
+    say(f"{'peak memory':28} {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10:8.0f} MiB")
 
 
 if __name__ == "__main__":

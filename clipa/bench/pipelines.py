@@ -28,6 +28,7 @@ from clipa.spec.inputs import ImageInput, TextInput
 from clipa.spec.plan import Record
 from clipa.storage.dataset import index
 from clipa.storage.store import Store
+from clipa.terminal import say
 
 BATCH = 64
 
@@ -197,7 +198,7 @@ def main() -> None:
     torch.set_num_threads(1)
     gc.freeze()  # as in the loader's workers
     job = msgspec.json.decode(sys.stdin.buffer.read(), type=Job)
-    print(msgspec.json.encode(measure(PIPELINES[sys.argv[1]](job), job.rounds, job.batches)).decode())
+    say(msgspec.json.encode(measure(PIPELINES[sys.argv[1]](job), job.rounds, job.batches)).decode())
 
 
 if __name__ == "__main__":

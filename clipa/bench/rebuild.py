@@ -14,6 +14,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from clipa.terminal import say
+
 ROUNDS = 5
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -24,16 +26,16 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="clipa-rebuild-") as folder:
         copy = Path(folder) / "clipa"
         subprocess.run(["git", "clone", "--quiet", "--depth", "1", CHECKOUT.as_uri(), str(copy)], check=True)
-        print(f"first build       {_build(copy, words):6.2f} s")
-        print(f"nothing changed   {_build(copy, words):6.2f} s")
+        say(f"first build       {_build(copy, words):6.2f} s")
+        say(f"nothing changed   {_build(copy, words):6.2f} s")
         taken = []
         for number in range(ROUNDS):
             with open(copy / "clipa" / "errors.py", "a") as file:
                 file.write(f"# change {number} at {time.time()}\n")  # a tag that no engine has built yet
             taken.append(_build(copy, words))
-            print(f"a line changed    {taken[-1]:6.2f} s", flush=True)
+            say(f"a line changed    {taken[-1]:6.2f} s")
         spread = f"from {min(taken):.2f} to {max(taken):.2f}"
-        print(f"median            {statistics.median(taken):6.2f} s of {ROUNDS}, {spread}")
+        say(f"median            {statistics.median(taken):6.2f} s of {ROUNDS}, {spread}")
     return 0
 
 

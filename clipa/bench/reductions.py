@@ -17,6 +17,7 @@ from clipa.reduction.image import PatchSelection
 from clipa.reduction.text import TokenSelection
 from clipa.reduction.wordclass import word_classes
 from clipa.spec.inputs import ImageInput, ImageReduction, TextInput, TextReduction
+from clipa.terminal import say
 
 CAPTIONS, WORDS, VOCABULARY, BATCH = 10_000, 9, 3_000, 8_192
 _IMAGE: tuple[ImageReduction, ...] = ("random", "grid", "block")
@@ -49,17 +50,17 @@ def main() -> None:
         for reduction in _TEXT:
             select = TokenSelection(words, TextInput(tokens=tokens, reduction=reduction))
             seconds = best_seconds(lambda: select(texts))  # noqa: B023
-            print(f"text {tokens:2} {reduction:9} {CAPTIONS / seconds:10,.0f} captions/s")
+            say(f"text {tokens:2} {reduction:9} {CAPTIONS / seconds:10,.0f} captions/s")
     try:
         select = TokenSelection(words, TextInput(tokens=8, reduction="syntax", tagger="nltk"))
-        print(f"text  8 nltk      {500 / best_seconds(lambda: select(texts[:500])):10,.0f} captions/s")
+        say(f"text  8 nltk      {500 / best_seconds(lambda: select(texts[:500])):10,.0f} captions/s")
     except MissingPart as error:
-        print(f"text  8 nltk      {error.what}")
+        say(f"text  8 nltk      {error.what}")
     positions = torch.arange(BATCH)
     for kind in _IMAGE:
         chosen = PatchSelection(ImageInput(size=224, tokens=49, reduction=kind), 16, 0)
         seconds = best_seconds(lambda: chosen(positions), 3)  # noqa: B023
-        print(f"image 49 of 196 {kind:6} {seconds / BATCH * 1e6:6.2f} us a sample")
+        say(f"image 49 of 196 {kind:6} {seconds / BATCH * 1e6:6.2f} us a sample")
 
 
 if __name__ == "__main__":

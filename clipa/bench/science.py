@@ -34,6 +34,7 @@ from clipa.spec.job import TrainPhase
 from clipa.spec.load import load_recipe
 from clipa.spec.plan import Plan, Record
 from clipa.staging.stage import stage_run
+from clipa.terminal import say
 from clipa.train.trainer import Trainer
 
 RECIPES = ("science-digits-small", "science-digits-large")
@@ -160,7 +161,7 @@ def main() -> int:
             points.append(msgspec.json.decode(file.read_bytes(), type=Point))
     except ClipaError as error:
         return told(error)
-    print(table(points))
+    say(table(points))
     return 0
 
 

@@ -21,6 +21,7 @@ from clipa.data.wds import shard_bytes
 from clipa.spec.inputs import ImageInput, TextInput
 from clipa.spec.job import Optim, Pretrain
 from clipa.storage.manifest import Manifest, Shard
+from clipa.terminal import say
 
 _SHARDS, _SAMPLES, _BATCH, _PICTURES = 8, 512, 128, 32
 _LINES = 10
@@ -48,15 +49,14 @@ def main() -> None:
             shards, phase, seed=0, rank=0, world=1, start_step=0, stop_step=steps, workers=2, pin=False
         )
         began = time.monotonic()
-        print(f"{'epochs':>7} {'samples':>10} {'images/s':>9} {'trainer MiB':>12} {'workers MiB':>12}")
+        say(f"{'epochs':>7} {'samples':>10} {'images/s':>9} {'trainer MiB':>12} {'workers MiB':>12}")
         for step, _ in enumerate(batches, 1):
             if step % every == 0 or step * _BATCH == epoch:
                 workers = [process.pid for process in multiprocessing.active_children() if process.pid]
                 rate = step * _BATCH / (time.monotonic() - began)
-                print(
+                say(
                     f"{step * _BATCH // epoch:7} {step * _BATCH:10,} {rate:9.0f} {_held([os.getpid()]):12.1f} "
                     f"{_held(workers):12.1f}",
-                    flush=True,
                 )
 
 

@@ -25,6 +25,7 @@ from typing import NamedTuple
 from clipa.spec.cluster import Dataset
 from clipa.storage.dataset import index
 from clipa.storage.manifest import Manifest
+from clipa.terminal import say
 
 _S3FS = """
 import sys, s3fs
@@ -138,25 +139,25 @@ def main() -> None:
                 job = Job(arguments.url.rstrip("/"), arguments.endpoint, Path(folder))
                 cost = measure(command(job), more, arguments.core)
                 if cost is None:
-                    print(f"{name}: failed", file=sys.stderr)
+                    say(f"{name}: failed", err=True)
                     continue
                 _require_all(manifest, Path(folder), name)
             if number:
                 costs[name].append(cost)
     gib = manifest.bytes / 2**30
-    print(f"{len(manifest.shards)} shards, {gib:.2f} GiB, medians of {arguments.rounds} rounds\n")
-    print("| tool | CPU s/GiB | from .. to | wall s/GiB | peak RSS MiB |\n|---|---|---|---|---|")
+    say(f"{len(manifest.shards)} shards, {gib:.2f} GiB, medians of {arguments.rounds} rounds\n")
+    say("| tool | CPU s/GiB | from .. to | wall s/GiB | peak RSS MiB |\n|---|---|---|---|---|")
     for name, found in costs.items():
         if not found:
-            print(f"| {name} | failed | | | |")
+            say(f"| {name} | failed | | | |")
             continue
         cpu = sorted(cost.cpu / gib for cost in found)
         wall = statistics.median(cost.wall / gib for cost in found)
         rss = max(cost.rss for cost in found)
-        print(f"| {name} | {statistics.median(cpu):.2f} | {cpu[0]:.2f} .. {cpu[-1]:.2f} | {wall:.2f} | {rss:.0f} |")
+        say(f"| {name} | {statistics.median(cpu):.2f} | {cpu[0]:.2f} .. {cpu[-1]:.2f} | {wall:.2f} | {rss:.0f} |")
     absent = [name for name in _TOOLS if name not in tools]
     if absent:
-        print(f"\nnot installed here: {', '.join(absent)}")
+        say(f"\nnot installed here: {', '.join(absent)}")
 
 
 if __name__ == "__main__":

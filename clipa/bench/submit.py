@@ -21,6 +21,7 @@ from pathlib import Path
 from clipa.slurm import scheduler
 from clipa.spec import catalog
 from clipa.spec.load import load_cluster
+from clipa.terminal import say
 
 GOAL_S, OVER_BARE_S = 2.0, 1.0
 
@@ -39,14 +40,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="clipa-submit-", dir=root or None) as folder:
         bench = _Bench(given.recipe, given.cluster, profile.slurm.conf, Path(folder))
         bench.round()
-        print(f"load {os.getloadavg()[0]:.1f}; seconds of clipa submit, of a bare sbatch of the same scripts")
+        say(f"load {os.getloadavg()[0]:.1f}; seconds of clipa submit, of a bare sbatch of the same scripts")
         pairs = []
         for _ in range(given.rounds):
             pairs.append(bench.round())
-            print(f"{pairs[-1][0]:6.3f} {pairs[-1][1]:6.3f}", flush=True)
+            say(f"{pairs[-1][0]:6.3f} {pairs[-1][1]:6.3f}")
     ours, bare = ([pair[n] for pair in pairs] for n in (0, 1))
     over = statistics.median(a - b for a, b in pairs)
-    print(f"median {statistics.median(ours):.3f} ({min(ours):.3f}-{max(ours):.3f}), goal {GOAL_S:g}; "
+    say(f"median {statistics.median(ours):.3f} ({min(ours):.3f}-{max(ours):.3f}), goal {GOAL_S:g}; "
           f"bare {statistics.median(bare):.3f}; over it {over:.3f}, goal {OVER_BARE_S:g}")  # fmt: skip
     return 0
 

@@ -13,6 +13,7 @@ import traceback
 from pathlib import Path
 
 from clipa.errors import ClipaError, MissingPart, told
+from clipa.terminal import say
 
 _HINT = (
     "hint: without the compiler: --set phases.PHASE.compile=off; clipa --debug bench train ... shows where it failed"
@@ -61,7 +62,7 @@ def main(words: list[str] | None = None) -> int:
         if os.environ.get("CLIPA_DEBUG"):
             traceback.print_exc()
         first = next(iter(str(error).strip().splitlines()), "")
-        print(f"error: torch failed: {type(error).__name__}: {first}\n{_HINT}", file=sys.stderr)
+        say(f"error: torch failed: {type(error).__name__}: {first}\n{_HINT}", err=True)
         return 1
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from clipa.bench.train_windows import Budget
 from clipa.errors import ConfigError
 from clipa.registry import calibration, provenance, roots
 from clipa.spec.hardware import Gpu, gpu_named
+from clipa.terminal import json_text, say
 
 CPU_RECIPE, GPU_RECIPE = "scaling-s16", "clipa-l16-i37-t8"
 CPU_BATCH = 32
@@ -129,8 +129,8 @@ def call(options: Options) -> int:
         if options.calibrations is not None:
             roots.remember(options.calibrations)
         report = _report(options, measured, began, before)
-        raw = msgspec.json.format(msgspec.json.encode(report), indent=2).decode() if options.json else ""
-        print(raw or train_show.text(report), flush=True)
+        raw = json_text(report, indent=2) if options.json else ""
+        say(raw or train_show.text(report))
 
     if options.all:
         what = All(options.changes, options.rivals, options.device, options.steps, options.peak, options.calibrations)
@@ -141,7 +141,7 @@ def call(options: Options) -> int:
 
 
 def _tell(words: str) -> None:
-    print(f"... {words}", file=sys.stderr, flush=True)
+    say(f"... {words}", err=True)
 
 
 def _ask(options: Options, seconds: float, rivals: tuple[Flags, ...] = (), keeps: bool = True) -> Ask:
@@ -211,12 +211,12 @@ def _profile(options: Options, folder: Path) -> int:
     batches = train_case.made_batches(work, size)
     side, learner = train_sides.ours(work, size, batches, OWN)
     start = {name: value.to("cpu", copy=True) for name, value in learner.model.state_dict().items()}
-    print(train_show.title(work.case(size)))
+    say(train_show.title(work.case(size)))
     with train_profile.named(learner):
-        print(train_profile.profiled(side.name, side.step, options.device, folder))
+        say(train_profile.profiled(side.name, side.step, options.device, folder))
     for flags in options.rivals:
         rival = train_sides.theirs(work, size, batches, flags, start)
-        print(f"\n{rival.name} ({rival.how})")
-        print(train_profile.profiled(rival.name, rival.step, options.device, folder))
+        say(f"\n{rival.name} ({rival.how})")
+        say(train_profile.profiled(rival.name, rival.step, options.device, folder))
         train_windows.empty(options.device)
     return 0

@@ -15,7 +15,9 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from clipa.cli import show
 from clipa.image.progress import Cached, Event, Layer, Output, Step
+from clipa.terminal import say
 
 _OVER = ("complete", "exists", "pushed", "mounted")
 
@@ -27,11 +29,9 @@ class Watcher:
         self._quiet = quiet
         self._plain = quiet or not sys.stderr.isatty()
         self._tasks: dict[str, TaskID] = {}
-        from rich.console import Console
-
         self._bars = Progress(
             TextColumn("{task.description}", markup=False), BarColumn(bar_width=20), DownloadColumn(),
-            TransferSpeedColumn(), TimeElapsedColumn(), console=Console(stderr=True), transient=True,
+            TransferSpeedColumn(), TimeElapsedColumn(), console=show.console(err=True), transient=True,
             disable=self._plain,
         )  # fmt: skip
 
@@ -53,7 +53,7 @@ class Watcher:
                 self._say("      made before")
             case Output(text=text):
                 if not self._plain:
-                    self._bars.console.print(f"      {text[:150]}", style="dim", markup=False, highlight=False)
+                    self._bars.console.print(f"      {text[:150]}", style="dim")
             case Layer():
                 self._layer(event)
             case _:
@@ -61,9 +61,9 @@ class Watcher:
 
     def _say(self, text: str) -> None:
         if self._plain and not self._quiet:
-            print(text, file=sys.stderr, flush=True)
+            say(text, err=True)
         elif not self._plain:
-            self._bars.console.print(text, markup=False, highlight=False)
+            self._bars.console.print(text)
 
     def _layer(self, layer: Layer) -> None:
         over = any(word in layer.status.lower() for word in _OVER)

@@ -40,13 +40,14 @@ def init(
     conf: Annotated[str, typer.Option("--conf", help="SLURM_CONF of another cluster.")] = "",
 ) -> None:
     """Write a first profile of the SLURM cluster that this machine belongs to."""
+    from clipa.cli import show
     from clipa.slurm import site
 
     path = expand_user(file)
     path = path if path.suffix == ".toml" else path.with_name(f"{path.name}.toml")
     text = site.profile(site.ask(conf), partition)
     site.write_profile(path, text if not conf else text.replace("[slurm]\n", f'[slurm]\nconf = "{conf}"\n'))
-    typer.echo(f"{path}\nnext: clipa doctor --cluster {path}", err=True)
+    show.note(f"{path}\nnext: clipa doctor --cluster {path}")
 
 
 @dev.callback()

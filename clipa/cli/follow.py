@@ -16,6 +16,7 @@ from clipa.cli import show
 from clipa.host.container import ask_to_leave
 from clipa.launch.look import look_and_settle
 from clipa.registry.state import RunStatus, State
+from clipa.terminal import say
 
 TICK_S = 0.5
 LINE_S = 10.0
@@ -102,7 +103,7 @@ def _lines(runs: Sequence[str], root: Path, quiet: bool) -> list[RunStatus]:
             if before is not s.state or (s.state is State.RUNNING and age > (SAME_S if line == last else LINE_S)):
                 said[s.run] = (s.state, time.monotonic(), line)
                 if not quiet:
-                    print(line, flush=True)
+                    say(line)
         if _over(found):
             return found
         time.sleep(TICK_S)

@@ -10,6 +10,7 @@ import typer
 from clipa.cli import words
 from clipa.spec.counted import counted
 from clipa.spec.user_paths import expand_user
+from clipa.terminal import say
 
 if TYPE_CHECKING:
     from clipa.image.engine import Engine, Image
@@ -74,7 +75,7 @@ def build(
     if json:
         show.json(docker.find(made.id))
     else:
-        print(decided.tag)
+        say(decided.tag)
 
 
 @app.command("list", epilog="Example: clipa image list")
@@ -113,15 +114,15 @@ def inspect(image: Reference = "latest", json: Json = False) -> None:
     if json:
         show.json({"image": found, "layers": layers})
         return
-    print(f"{_name(found)}\n  id        {found.id}")
+    say(f"{_name(found)}\n  id        {found.id}")
     for name in found.tags:
-        print(f"  tag       {name}")
+        say(f"  tag       {name}")
     for digest in found.digests or ("none yet: it was not pushed",):
-        print(f"  digest    {digest}")
-    print(f"  revision  {found.revision or '-'}, clipa {found.version or '-'}\n  base      {found.base or '-'}")
-    print(f"  {found.platform}, {found.created[:19]}, {found.bytes / 2**20:,.0f} MiB in {len(layers)} layers:")
+        say(f"  digest    {digest}")
+    say(f"  revision  {found.revision or '-'}, clipa {found.version or '-'}\n  base      {found.base or '-'}")
+    say(f"  {found.platform}, {found.created[:19]}, {found.bytes / 2**20:,.0f} MiB in {len(layers)} layers:")
     for layer in layers:
-        print(f"  {layer.bytes / 2**20:8.1f} MiB  {layer.step[:100]}")
+        say(f"  {layer.bytes / 2**20:8.1f} MiB  {layer.step[:100]}")
 
 
 @app.command(epilog="Example: clipa image push latest ghcr.io/me/clipa")
@@ -138,7 +139,7 @@ def push(
     docker = engine.connect()
     with Watcher(quiet=json) as watcher:
         pinned = ship.push(docker, chosen(docker, image), name, watcher)
-    show.json({"image": pinned}) if json else print(pinned)
+    show.json({"image": pinned}) if json else say(pinned)
 
 
 @app.command(epilog="Example: clipa image export latest /shared/clipa.sif")
@@ -159,7 +160,7 @@ def export(
         return
     if not made:
         show.note("there already, and whole")
-    print(f"{file}  {record.bytes / 2**20:,.0f} MiB  {record.digest}")
+    say(f"{file}  {record.bytes / 2**20:,.0f} MiB  {record.digest}")
 
 
 @app.command(epilog="Example: clipa image prune --dry-run")
@@ -185,7 +186,7 @@ def prune(
         show.json(found)
         return
     for one in found:
-        print(f"{_name(one)}  {one.id[7:19]}  {one.created[:19]}")
+        say(f"{_name(one)}  {one.id[7:19]}  {one.created[:19]}")
     show.note(f"{counted(len(found), 'image')} {'would go' if dry_run else 'removed'}")
 
 

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from clipa.cli import words
+from clipa.terminal import say
 
 Json = Annotated[bool, typer.Option("--json", help="Print facts as JSON.")]
 
@@ -28,7 +29,7 @@ def recipes(json: Json = False) -> None:
         show.json({n: {"file": str(r.path), "description": r.recipe.description} for n, r in found.items()})
         return
     for name, loaded in found.items():
-        print(f"{name}  {loaded.recipe.description}\n    phases: {', '.join(loaded.recipe.phases)}   {loaded.path}")
+        say(f"{name}  {loaded.recipe.description}\n    phases: {', '.join(loaded.recipe.phases)}   {loaded.path}")
 
 
 def doctor(
@@ -49,6 +50,6 @@ def doctor(
         show.json(findings)
     else:
         for finding in findings:
-            print(f"{finding.state:4}  {finding.what}" + (f"\n      cure: {finding.cure}" if finding.cure else ""))
+            say(f"{finding.state:4}  {finding.what}" + (f"\n      cure: {finding.cure}" if finding.cure else ""))
     if any(finding.state == "bad" for finding in findings):
         raise typer.Exit(1)

@@ -13,6 +13,7 @@ import typer
 from clipa.cli import bench, cluster, convert, data, image, inspect, plan, reduce, runs, streams, submit, sweep
 from clipa.errors import ClipaError, InputError, StorageError, told
 from clipa.spec.user_paths import current_folder
+from clipa.terminal import say
 
 _OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
@@ -43,7 +44,7 @@ def _version(wanted: bool) -> None:
     if wanted:
         from clipa import __version__
 
-        typer.echo(f"clipa {__version__}")
+        say(f"clipa {__version__}")
         raise typer.Exit
 
 

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from clipa.cli import plot, words
+from clipa.terminal import say
 
 group = typer.Typer(
     help="What has run.", epilog="Example: clipa runs list", no_args_is_help=True, rich_markup_mode=None
@@ -87,7 +88,7 @@ def _watch(runs: list[str]) -> None:
     except KeyboardInterrupt:
         return
     if not out.is_terminal:
-        print()  # Live leaves the last line of a file without its end
+        say()  # Live leaves the last line of a file without its end
     for line in show.reasons(found):
         show.note(line)
 
@@ -141,7 +142,7 @@ def resume(
     else:
         show.note(f"resumed; {show.ends(holds)}")
         for s in resumed:
-            print(s.run)
+            say(s.run)
     if wait or holds:
         from clipa.cli.follow import follow
 
@@ -184,25 +185,25 @@ def show_(runs: SomeRuns, json: Json = False) -> None:
         return
     for s in found:
         facts = scan.facts[s.run]
-        print(show.plan_text([facts.plan]))
+        say(show.plan_text([facts.plan]))
         steps = f", {s.step}/{s.steps} steps, {s.samples:,} samples" if s.steps else ""
-        print(f"  state {s.state.value}, attempt {s.attempt}{steps}")
-        print(f"  {facts.params:,} parameters on {facts.device}" if facts.params else "  no trainer has begun yet")
+        say(f"  state {s.state.value}, attempt {s.attempt}{steps}")
+        say(f"  {facts.params:,} parameters on {facts.device}" if facts.params else "  no trainer has begun yet")
         if facts.last_step is not None:
             for line in show.rates(facts.last_step, "GPU" if facts.plan.world.gpus else "process"):
-                print(f"  {line}")
+                say(f"  {line}")
         for x in s.scores:
-            print(f"  {x.set} at {x.size} px, step {x.step}: {show.metrics(x)} of {x.samples}")
+            say(f"  {x.set} at {x.size} px, step {x.step}: {show.metrics(x)} of {x.samples}")
         if s.queue_s is not None:
             spent = f", {s.gpu_hours:,.2f} GPU-hours" if facts.plan.world.gpus else ""
             share = f", {100 * s.efficiency:.0f} % of it in steps that counted" if s.efficiency is not None else ""
-            print(f"  waited {show.span(s.queue_s)}, held {show.span(facts.held_s)}{spent}{share}")
+            say(f"  waited {show.span(s.queue_s)}, held {show.span(facts.held_s)}{spent}{share}")
         for line in show.remarks(facts):
-            print(f"  {line}")
+            say(f"  {line}")
         code = facts.plan.code
-        print(f"  clipa {code.version} {code.revision[:12]}{' (dirty)' if code.dirty else ''}")
+        say(f"  clipa {code.version} {code.revision[:12]}{' (dirty)' if code.dirty else ''}")
         for line in show.image(facts.plan.container):
-            print(f"  {line}")
-        print(f"  {s.root}/{s.run}")
+            say(f"  {line}")
+        say(f"  {s.root}/{s.run}")
     for line in show.reasons(found):
         show.note(line)

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-import msgspec
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from clipa.cli import console as safe_console
 from clipa.cli import streams
 from clipa.registry.state import State
 from clipa.spec.counted import counted
 from clipa.spec.evalset import label
 from clipa.storage.pattern import redacted
+from clipa.terminal import json_text, one_line, say
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from clipa.launch.prepare import Prepared
     from clipa.launch.request import Submission
     from clipa.registry.events import Step
@@ -36,30 +38,29 @@ STYLES = {
     "INTERRUPTED": "bold yellow",
     "UNKNOWN": "yellow",
 }
-WIDE = 160
 NAMES = 80
 """The narrowest console, in columns, that shows the name of a run beside its id."""
 
 
-def console() -> Console:
-    """The console of stdout; wide enough not to cut tables when nobody watches."""
-    return Console() if sys.stdout.isatty() else Console(width=WIDE)
+def console(err: bool = False) -> Console:
+    """Return the console of stdout, or with `err` of stderr."""
+    return safe_console.console(err)
 
 
 def note(text: str) -> None:
-    """A remark beside the facts."""
-    print(text, file=sys.stderr)
+    """Print a remark to stderr."""
+    say(text, err=True)
 
 
 def json(value: object) -> None:
-    """One JSON document."""
-    streams.write_json(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+    """Print one JSON document."""
+    streams.write_json(json_text(value, indent=2).encode() + b"\n")
 
 
-_COLUMNS: tuple[tuple[str, bool, int, Callable[[RunStatus], str]], ...] = (
+_COLUMNS: tuple[tuple[str, bool, int, Callable[[RunStatus], str | Text]], ...] = (
     # title, left-justified, narrowest console that shows it, cell
-    ("run", True, 0, lambda s: f"{s.run} ({s.name})" if s.name and console().width >= NAMES else s.run),
-    ("state", True, 0, lambda s: f"[{STYLES[s.state.value]}]{s.state.value}[/]"),
+    ("run", True, 0, lambda s: one_line(f"{s.run} ({s.name})" if s.name and console().width >= NAMES else s.run)),
+    ("state", True, 0, lambda s: Text(s.state.value, STYLES[s.state.value])),
     ("att", False, 100, lambda s: str(s.attempt)),
     ("step", False, 90, lambda s: f"{s.step}/{s.steps}" if s.steps else "-"),
     ("%", False, 0, lambda s: f"{s.percent:.0f}"),
@@ -67,7 +68,7 @@ _COLUMNS: tuple[tuple[str, bool, int, Callable[[RunStatus], str]], ...] = (
     ("loss", False, 110, lambda s: _number(s.loss, ".3f")),
     ("wait", False, 130, lambda s: _number(s.last_step.data_wait if s.last_step else None, ".0%")),
     ("MFU", False, 140, lambda s: _number(s.last_step.mfu if s.last_step else None, ".0%")),
-    ("score", True, 120, lambda s: score(s)),
+    ("score", True, 120, lambda s: one_line(score(s))),
     ("ETA", False, 0, lambda s: span(s.eta_s)),
     ("age", False, 110, lambda s: span(s.age_s)),
 )
@@ -198,9 +199,9 @@ def dry_run(prepared: Prepared, as_json: bool) -> None:
     if as_json:
         json({"plans": prepared.plans, "submission": request.describe(prepared)})
         return
-    print(plan_text(prepared.plans))
-    print()
-    print(request.describe(prepared))
+    say(plan_text(prepared.plans))
+    say()
+    say(request.describe(prepared))
     note("dry run: nothing was submitted")
 
 
@@ -249,7 +250,7 @@ def submitted(submission: Submission, as_json: bool, holds: bool = False) -> Non
     else:
         note(f"submitted to {submission.runs[0].cluster}; {ends(holds)}")
     for status in submission.runs:
-        print(status.run)
+        say(status.run)
 
 
 def results(found: Sequence[RunStatus]) -> None:
@@ -257,14 +258,14 @@ def results(found: Sequence[RunStatus]) -> None:
     if any(s.samples or s.scores for s in found):
         _results(found)
     out = console()
-    out.print("run directories:", highlight=False)
+    out.print("run directories:")
     for s in found:
-        out.print(f"  {s.root}/{s.run}", highlight=False, soft_wrap=True)
+        out.print(f"  {s.root}/{s.run}", soft_wrap=True)
     if not all(s.state.value == "DONE" for s in found):
         return  # what is wrong, and its command, is said behind this
-    out.print("try next:", highlight=False)
+    out.print("try next:")
     for command in (f"clipa runs show {found[-1].run}", f"clipa logs {found[0].run}", "clipa plan demo"):
-        out.print(f"  {command}", highlight=False, soft_wrap=True)
+        out.print(f"  {command}", soft_wrap=True)
 
 
 def _results(found: Sequence[RunStatus]) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from clipa.cli import words
+from clipa.terminal import say
 
 if TYPE_CHECKING:
     from clipa.launch.sweep import Sweep
@@ -87,5 +88,5 @@ def _dry_run(settled: Sweep, json: bool) -> None:
         return
     costs.print_grid(settled.points, priced)
     if scripts := grid.describe(prepared):
-        print(f"\n{scripts}")
+        say(f"\n{scripts}")
     show.note("dry run: nothing was submitted")

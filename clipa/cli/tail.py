@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,9 @@ from clipa.host.children import last_lines
 from clipa.launch.look import look
 from clipa.registry.run_dir import RunDir
 from clipa.registry.state import RunStatus, State
+from clipa.terminal import LogText, log_line, send
+
+_CHUNK = 1 << 20
 
 
 def telling(phases: Sequence[RunStatus]) -> RunStatus:
@@ -45,10 +47,10 @@ def _tail(run: RunDir, lines: int, follow: bool, later: bool) -> None:
         raise InputError("no log yet", where=run.id, hint=f"clipa status {run.id}")
     show.note(f"{log}")
     for line in last_lines(log, lines):
-        print(line)
+        send(log_line(line) + "\n")
     error = log.with_suffix(".err")
     for line in last_lines(error, 20):
-        print(line, file=sys.stderr)
+        send(log_line(line) + "\n", err=True)
     if follow:
         _follow(run, log)
 
@@ -67,13 +69,13 @@ def _is_live(run: RunDir) -> bool:
 
 def _follow(run: RunDir, log: Path) -> None:
     file = log.open("rb")
+    shown = LogText()
     try:
         file.seek(0, 2)
         while True:
-            chunk = file.read()
+            chunk = file.read(_CHUNK)
+            send(shown.add(chunk) if chunk else shown.rest())
             if chunk:
-                sys.stdout.write(chunk.decode(errors="replace"))
-                sys.stdout.flush()
                 continue
             newest = _newest(run)
             if newest is not None and newest != log:

@@ -17,6 +17,7 @@ from clipa.spec.cluster import Dataset
 from clipa.spec.user_paths import expand_user
 from clipa.staging import errand
 from clipa.staging.cache import Cached, Swept
+from clipa.terminal import say, say_json
 
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kMGT]?)(i?)B?", re.IGNORECASE)
 
@@ -154,7 +155,7 @@ def follow(request: errand.AnyRequest, json: bool) -> None:
         if json:
             code = 0
             for event in errand.run(request):
-                print(msgspec.json.encode(event).decode(), flush=True)
+                say_json(event)
                 code = max(code, _code(event))
             raise typer.Exit(code)
         _watch(request)
@@ -174,7 +175,7 @@ def _watch(request: errand.AnyRequest) -> None:
                     bar.title = event.url
                 case _:
                     bar.stop()
-                    print(_sentence(event))
+                    say(_sentence(event))
                     code = max(code, _code(event))
     if code:
         raise typer.Exit(code)
@@ -188,7 +189,6 @@ class _Bar:
     """Bytes, rate and time left on a terminal; nothing elsewhere until the end."""
 
     def __init__(self) -> None:
-        from rich.console import Console
         from rich.progress import (
             BarColumn,
             DownloadColumn,
@@ -198,9 +198,9 @@ class _Bar:
             TransferSpeedColumn,
         )
 
-        console = Console(stderr=True)
+        console = show.console(err=True)
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             DownloadColumn(binary_units=True),
             TransferSpeedColumn(),
@@ -282,7 +282,7 @@ def print_listing(found: Sequence[Cached]) -> None:
     from rich.table import Table
 
     if not found:
-        print("the cache is empty")
+        say("the cache is empty")
         return
     table = Table(header_style="bold")
     for title in ("what", "from", "shards", "on disk", "used", "needed by"):
@@ -300,14 +300,14 @@ def print_listing(found: Sequence[Cached]) -> None:
             ", ".join(cached.pinned_by) or "-",
         )
     show.console().print(table)
-    print(f"{size(sum(cached.on_disk for cached in found))} in {Path(found[0].path).parent.parent}")
+    say(f"{size(sum(cached.on_disk for cached in found))} in {Path(found[0].path).parent.parent}")
 
 
 def print_swept(swept: Swept, dry_run: bool) -> None:
     """What a sweep did, line by line."""
     for cached in swept.removed:
         what = f"streamed by {Path(cached.url).name or 'an older clipa'}" if cached.kind == "streamed" else cached.url
-        print(f"{'would remove' if dry_run else 'removed'}  {what}  {size(cached.on_disk)}  {cached.path}")
+        say(f"{'would remove' if dry_run else 'removed'}  {what}  {size(cached.on_disk)}  {cached.path}")
     for path, why in swept.kept.items():
-        print(f"kept  {path}  {why}")
-    print(f"{size(swept.left_bytes)} left")
+        say(f"kept  {path}  {why}")
+    say(f"{size(swept.left_bytes)} left")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,8 @@ from clipa.errors import ConfigError
 if TYPE_CHECKING:
     from clipa.registry.scan import Scan
     from clipa.registry.state import RunStatus
+
+_PLAIN = re.compile(r"[\w./@+:,=-]+", re.ASCII)
 
 
 def roots() -> list[Path]:
@@ -90,21 +93,26 @@ def complete_run(incomplete: str) -> list[str]:
     except Exception:
         return []
     words = ["latest", *(s.run for s in reversed(found)), *(s.name for s in found if s.name)]
-    return [word for word in dict.fromkeys(words) if word.startswith(incomplete)]
+    return _offered(words, incomplete)
+
+
+def _offered(words: Iterable[str], incomplete: str) -> list[str]:
+    """Complete with plain words alone: a shell evaluates what it is offered, and names come from anybody."""
+    return [word for word in dict.fromkeys(words) if word.startswith(incomplete) and _PLAIN.fullmatch(word)]
 
 
 def complete_recipe(incomplete: str) -> list[str]:
     """Recipes for the shell: those that ship with clipa, and files."""
     from clipa.spec import catalog
 
-    return [name for name in (*catalog.recipes(), *_files(incomplete)) if name.startswith(incomplete)]
+    return _offered((*catalog.recipes(), *_files(incomplete)), incomplete)
 
 
 def complete_cluster(incomplete: str) -> list[str]:
     """Cluster profiles for the shell: those that ship with clipa, and files."""
     from clipa.spec import catalog
 
-    return [name for name in (*catalog.clusters(), *_files(incomplete)) if name.startswith(incomplete)]
+    return _offered((*catalog.clusters(), *_files(incomplete)), incomplete)
 
 
 def _files(incomplete: str) -> list[str]:

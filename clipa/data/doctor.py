@@ -23,6 +23,7 @@ from clipa.staging import errand
 from clipa.storage.dataset import beside
 from clipa.storage.manifest import Shard
 from clipa.storage.store import Store
+from clipa.terminal import say, say_json, send
 
 
 class Finding(Record, frozen=True, kw_only=True):
@@ -165,9 +166,7 @@ class Progress:
     def __call__(self, done: int, total: int) -> None:
         """So many shards of so many."""
         if self._shown:
-            print(
-                f"\r{done:,} of {total:,} shards", end="" if done < total else "\r\033[K", file=sys.stderr, flush=True
-            )
+            send(f"\r{done:,} of {total:,} shards" + ("" if done < total else "\r\033[K"), err=True)
 
 
 def main() -> int:
@@ -179,7 +178,7 @@ def main() -> int:
         return told(error)
     except KeyboardInterrupt:
         return 130
-    print(msgspec.json.encode(report).decode() if request.json else text_of(report))
+    say_json(report) if request.json else say(text_of(report))
     return int(bool(report.findings))
 
 

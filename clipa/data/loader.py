@@ -6,7 +6,6 @@ import math
 import multiprocessing
 import os
 import signal
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import forkserver
 from multiprocessing.connection import wait
@@ -19,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from clipa.data.decode import Pixels
 from clipa.data.worker import begin
 from clipa.errors import ClipaError, DataError
+from clipa.terminal import say
 
 _PREFETCH = 2
 _SERVER_IMPORTS = ["clipa.data.worker", "clipa.data.pipeline", "clipa.data.scored"]
@@ -155,11 +155,10 @@ def workers_that_fit(room: int, batch: int, workers: int) -> int:
     fit = max(0, min(workers, (room // max(1, batch) - 2) // _PREFETCH))
     if fit < workers:
         mib = f"{room / 2**20:.0f} MiB for this process, batches have {batch / 2**20:.1f} MiB"
-        print(
+        say(
             f"shared memory (/dev/shm) has {mib}: {fit} of {workers} loader workers, which costs speed. "
             "docker run --shm-size 8g (or --ipc host) gives more.",
-            file=sys.stderr,
-            flush=True,
+            err=True,
         )
     return fit
 

@@ -29,6 +29,7 @@ from clipa.storage.dataset import index, publish_manifest, require_safe
 from clipa.storage.evaluation import DATASET_TYPE, NSHARDS
 from clipa.storage.manifest import Manifest, Shard
 from clipa.storage.store import Entry, Store
+from clipa.terminal import say, say_json
 
 SCHEMA = 1
 SIDES = (16, 4096)
@@ -256,9 +257,9 @@ def main() -> int:
     except ClipaError as error:
         return told(error)
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
+        say("stopped; the same command goes on from here", err=True)
         return 130
-    print(msgspec.json.encode(done).decode() if request.json else text_of(done))
+    say_json(done) if request.json else say(text_of(done))
     return 0
 
 

@@ -39,6 +39,7 @@ from clipa.storage import manifest as manifests
 from clipa.storage.leave import ends_at_once
 from clipa.storage.manifest import Manifest, Shard
 from clipa.storage.store import Store
+from clipa.terminal import say
 
 _PATIENCE_S = 3.0
 _THREADS = 4
@@ -276,7 +277,7 @@ def _work(jobs: Sequence[_Job]) -> None:
     """
     left = threading.Event()
     threading.Thread(target=_follow, args=(jobs, left), daemon=True).start()
-    print("ready", flush=True)
+    say("ready")
     pool = ThreadPoolExecutor(len(jobs))
     for future in wait([pool.submit(job.work) for job in jobs], return_when=FIRST_EXCEPTION).done:
         future.result()
@@ -301,11 +302,11 @@ def main() -> int:
     except Stopped:
         shutil.rmtree(place, ignore_errors=True)
     except ClipaError as error:
-        print(error, file=sys.stderr, flush=True)
+        say(error, err=True)
         write_whole(place / FAILED, str(error).encode())
         return error.exit_code
     except OSError as error:
-        print(f"{error.filename or place}: cannot be used: {error.strerror or error}", file=sys.stderr, flush=True)
+        say(f"{error.filename or place}: cannot be used: {error.strerror or error}", err=True)
         return 1
     return 0
 

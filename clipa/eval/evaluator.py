@@ -28,6 +28,7 @@ from clipa.spec.family import FAMILIES
 from clipa.spec.job import Resize
 from clipa.spec.model import Model
 from clipa.spec.plan import Plan, Record
+from clipa.terminal import say
 
 SCHEMA = 2
 _TASKS: dict[Task, Callable[[Job], Outcome]] = {
@@ -129,7 +130,7 @@ class Evaluator:
         found = summed_up(bench, suite, names, size)
         file = self.run.eval_file(self.attempt, card.step, suite, size)
         write_whole(file, msgspec.json.format(msgspec.json.encode(found), indent=2))
-        print(_summary(found), flush=True)
+        say(_summary(found))
         if not found.missing:
             log.write(
                 events.Scored,
@@ -196,15 +197,13 @@ class Evaluator:
             metrics=result.metrics,
             seconds=result.seconds,
         )
-        print(
+        say(
             f"{result.task} {result.set} at {size} px: {described(result.metrics, result.metric)} "
             f"of {result.samples} images, {result.seconds:.1f} s",
-            flush=True,
         )
         if result.without_images:
-            print(
+            say(
                 f"  {len(result.without_images)} classes have no image: {', '.join(result.without_images[:5])}",
-                flush=True,
             )
 
 

@@ -14,6 +14,8 @@ import struct
 import sys
 from types import TracebackType
 
+from clipa.terminal import say
+
 _SIOCGIFADDR = 0x8915  # netdevice(7)
 
 
@@ -68,9 +70,9 @@ def main() -> int:
     parser.add_argument("--interface", default="")
     arguments = parser.parse_args()
     try:
-        print(meeting(arguments.interface))
+        say(meeting(arguments.interface))
     except OSError as error:
-        print(f"no meeting point on interface {arguments.interface}: {error}", file=sys.stderr)
+        say(f"no meeting point on interface {arguments.interface}: {error}", err=True)
         return 1
     return 0
 

@@ -26,6 +26,7 @@ from clipa.registry.run_dir import RunDir
 from clipa.slurm.nodelist import expand
 from clipa.slurm.scheduler import expanded
 from clipa.spec.plan import Plan
+from clipa.terminal import say
 
 LAG_S = 60.0
 """Seconds until what another host has written is seen for certain: NFS clients may trail by so much (nfs(5))."""
@@ -104,7 +105,7 @@ class Node:
         if is_done(self.run):
             return 0
         if not self._is_newest():
-            print(f"attempt {self.attempt} is superseded by attempt {max(self.run.intents())}: leaving", flush=True)
+            say(f"attempt {self.attempt} is superseded by attempt {max(self.run.intents())}: leaving")
             return 1
         if self.job.node:
             return self._follow()
@@ -117,7 +118,7 @@ class Node:
             close(self.run, self.attempt, "blocked", f"{self.plan.parent} is not done")
             return 1
         if not self.run.claim(self.attempt):
-            print(f"attempt {self.attempt} has begun elsewhere: leaving", flush=True)
+            say(f"attempt {self.attempt} has begun elsewhere: leaving")
             return 1
         verdict = self._work()
         return 0 if verdict.outcome == "done" else render.RESUMABLE if verdict.retry else 1

@@ -25,6 +25,7 @@ from clipa.registry.liveness import Identity, is_alive
 from clipa.registry.run_dir import RunDir
 from clipa.slurm import scheduler
 from clipa.spec.plan import Plan
+from clipa.terminal import say
 
 DONE, OVER, GOES_ON = 0, 10, 11
 
@@ -108,14 +109,14 @@ class Tail:
             said = scheduler.requeue(self.job, self.site.conf)
             if not said.trouble or self._is_queued():
                 return
-            print(said.trouble, file=sys.stderr, flush=True)
+            say(said.trouble, err=True)
             if doing in ("node", "preempted", "requeued"):
                 return  # SLURM itself brings it back; two jobs would be worse than a late one
         try:
             self._record("sbatch", why)
             carry_on.submit_successor(self.run, self.plan, self.submission, after=f"{self.job}")
         except (ClipaError, OSError) as error:
-            print(error, file=sys.stderr, flush=True)
+            say(error, err=True)
             self._record("later", str(error))
 
     def _on_bad_node(self) -> bool:
@@ -145,7 +146,7 @@ def main() -> int:
         int(os.environ.get("SLURM_RESTART_COUNT", "0")),
     )  # fmt: skip
     code = tail.asked() if given.what == "asked" else tail.ended(given.code)
-    print(f"attempt {tail.attempt} {given.what}: {code} after {time.monotonic() - began:.1f} s", flush=True)
+    say(f"attempt {tail.attempt} {given.what}: {code} after {time.monotonic() - began:.1f} s")
     return code
 
 

@@ -8,12 +8,11 @@ from __future__ import annotations
 import argparse
 import sys
 
-import msgspec
-
 from clipa.errors import ClipaError, told
 from clipa.made import digits, emoji
 from clipa.made.splits import Written
 from clipa.made.splits import write as write_made
+from clipa.terminal import say, say_json
 
 MAKERS = {"digits": digits.MAKER, "emoji": emoji.MAKER}
 
@@ -41,11 +40,11 @@ def main(arguments: list[str] | None = None) -> int:
     except ClipaError as error:
         return told(error)
     if options.json:
-        print(msgspec.json.encode(done).decode())
+        say_json(done)
         return 0
-    print(f"{done.url}: version {done.version}, {'written' if done.written else 'was there already'}")
+    say(f"{done.url}: version {done.version}, {'written' if done.written else 'was there already'}")
     for name, split in done.splits.items():
-        print(f"  {name:6}  {split.scans:5} images  {split.samples:6} samples  {split.shards} shards  {split.url}")
+        say(f"  {name:6}  {split.scans:5} images  {split.samples:6} samples  {split.shards} shards  {split.url}")
     return 0
 
 

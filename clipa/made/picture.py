@@ -31,6 +31,7 @@ from clipa.spec.inputs import ImageInput, ImageReduction, TextInput, TextReducti
 from clipa.spec.job import Recipe, TrainPhase
 from clipa.spec.load import load_recipe
 from clipa.spec.tokens import nearest_tokens
+from clipa.terminal import say
 
 WIDTH, MARGIN, GAP, PANEL, LABEL = 1240, 44, 20, 214, 132
 POSITION, SEED = 1, 0
@@ -261,7 +262,7 @@ def main(arguments: list[str] | None = None) -> int:
         drawn = show(options.image, options.caption, options.recipe, options.phase, options.changes, options.out)
     except ClipaError as error:
         return told(error)
-    print(f"{options.out}: {drawn.width} x {drawn.height} pixels")
+    say(f"{options.out}: {drawn.width} x {drawn.height} pixels")
     return 0
 
 

@@ -18,6 +18,7 @@ from clipa.spec.budget import model_params
 from clipa.spec.card import Card
 from clipa.spec.family import FamilyName, Pool
 from clipa.spec.user_paths import expand_user
+from clipa.terminal import say, say_json
 
 
 class Converted(msgspec.Struct, frozen=True, kw_only=True):
@@ -64,15 +65,15 @@ def convert(source: Path, folder: Path, wishes: Wishes, form: Form | None = None
 
 def _say(done: Converted) -> None:
     card, model = done.card, done.card.model
-    print(f"{done.folder}: {done.parameters:,} parameters, from {done.source}, for {done.form}")
-    print(f"  family {model.family}, {card.image_size} px / {model.image.patch}, {card.text_tokens} text tokens, "
+    say(f"{done.folder}: {done.parameters:,} parameters, from {done.source}, for {done.form}")
+    say(f"  family {model.family}, {card.image_size} px / {model.image.patch}, {card.text_tokens} text tokens, "
           f"pool {model.image.pool}, positions {card.positions}")  # fmt: skip
     for note in done.notes:
-        print(f"  note: {note}")
+        say(f"  note: {note}")
     if done.form == "clipa":
-        print(f"try next: clipa submit finetune --from {done.folder}")
+        say(f"try next: clipa submit finetune --from {done.folder}")
     else:
-        print(f"try next: open_clip.create_model_and_transforms('local-dir:{done.folder}')")
+        say(f"try next: open_clip.create_model_and_transforms('local-dir:{done.folder}')")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -99,7 +100,7 @@ def main(arguments: list[str] | None = None) -> int:
             traceback.print_exc()
         return told(error)
     if given.json:
-        print(msgspec.json.encode(done).decode())
+        say_json(done)
     else:
         _say(done)
     return 0

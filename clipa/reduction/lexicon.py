@@ -16,6 +16,7 @@ from pathlib import Path
 
 from clipa.errors import InputError
 from clipa.reduction.wordclass import TABLE, WordClass, read_classes
+from clipa.terminal import say
 
 WORDNET = Path("/usr/share/wordnet")
 CLOSED = TABLE.parent / "closed_class.txt"
@@ -149,7 +150,7 @@ def main() -> None:
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else WORDNET
     table = classes(folder)
     TABLE.write_text(rendered(table), encoding="utf-8")
-    print(f"{TABLE}: {len(table):,} words, {TABLE.stat().st_size:,} bytes")
+    say(f"{TABLE}: {len(table):,} words, {TABLE.stat().st_size:,} bytes")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from xml.sax.saxutils import escape
 
 from clipa.spec.plan import Record
+from clipa.terminal import one_line
 
 INK, GREY, GRID = "#222222", "#777777", "#e4e4e4"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5d3a9b", "#7f7f00")
@@ -187,6 +188,11 @@ def _power(value: float) -> str:
     return f"{float(mantissa):g}e{int(exponent)}"
 
 
+def _words(text: str) -> str:
+    """Escape text for XML, which knows no control characters and no U+FFFE or U+FFFF."""
+    return escape(one_line(text).replace("\ufffe", "\ufffd").replace("\uffff", "\ufffd"))
+
+
 def to_svg(scene: Scene) -> str:
     """The scene as a self-contained SVG document."""
     head = (
@@ -207,6 +213,6 @@ def to_svg(scene: Scene) -> str:
         weight = ' font-weight="bold"' if text.bold else ""
         body.append(
             f'<text x="{text.x:.1f}" y="{text.y:.1f}" font-size="{text.size:g}" fill="{text.colour}" '
-            f'text-anchor="{text.anchor}"{weight}>{escape(text.text)}</text>'
+            f'text-anchor="{text.anchor}"{weight}>{_words(text.text)}</text>'
         )
     return "\n".join([head, *body, "</svg>"]) + "\n"

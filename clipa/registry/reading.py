@@ -19,11 +19,13 @@ from clipa.spec import plan as plans
 from clipa.spec.counted import counted
 from clipa.spec.job import TrainPhase
 from clipa.spec.plan import Plan, Record
+from clipa.terminal import one_line
 
 LARGEST_EVENTS = 64 << 20
 """Bytes of an event file that are read, from its end: 300,000 steps."""
 LARGEST_RECORD = 16 << 20
 LONGEST_LINE = 1 << 20
+LONGEST_NAME = 255
 LARGEST_NUMBER = 1 << 53
 """Counts above it are not counts, and a float no longer holds them."""
 
@@ -130,6 +132,10 @@ class _Reader:
             return None
         if plan.run != self.run.id:
             self._note(path, f"the plan is of the run {plan.run}", "give the folder its name back")
+            return None
+        named = (plan.run, plan.group, plan.name, plan.phase, plan.parent, plan.recipe, plan.cluster)
+        if any(one_line(name) != name or len(name) > LONGEST_NAME for name in named):
+            self._note(path, "no plan: its names hold control characters, or are too long", foreign)
             return None
         if plan.schema > plans.SCHEMA:
             self._note(path, f"of a newer clipa (schema {plan.schema}, this one reads {plans.SCHEMA})", "upgrade clipa")

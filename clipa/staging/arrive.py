@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import sys
 import threading
 import time
 from collections.abc import Sequence
@@ -30,6 +29,7 @@ from clipa.storage import fast
 from clipa.storage import manifest as manifests
 from clipa.storage.leave import ends_at_once
 from clipa.storage.manifest import Shard
+from clipa.terminal import say
 
 _TELL_S = 10.0
 """Seconds from one event to the next; fewer as long as it has only begun."""
@@ -153,7 +153,7 @@ def main() -> int:
     except Stopped:
         return RESUMABLE
     except ClipaError as error:
-        print(error, file=sys.stderr, flush=True)
+        say(error, err=True)
         with contextlib.suppress(OSError):
             write_whole(folder / STUCK, str(error).encode())
         return error.exit_code

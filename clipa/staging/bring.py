@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from clipa import terminal
 from clipa.errors import ClipaError, InputError
 from clipa.registry.run_dir import write_whole
 from clipa.staging import cache, census, errand
@@ -153,7 +154,7 @@ def main() -> int:
     try:
         request = errand.read_request(sys.stdin.buffer.read())
     except msgspec.MsgspecError as error:
-        print(f"not a request: {error}", file=sys.stderr)
+        terminal.say(f"not a request: {error}", err=True)
         return 2
     teller = _Teller()
     try:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import os
 import signal
-import sys
 import time
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from clipa.storage import fast, published
 from clipa.storage.leave import ends_at_once
 from clipa.storage.store import Store
 from clipa.storage.upload import upload
+from clipa.terminal import say
 
 _POLL_S = 1.0
 
@@ -124,11 +124,11 @@ def follow(run: RunDir, attempt: int, until: Path | None, target: Dataset) -> in
         try:
             while done := publisher.checkpoint():
                 log.write(events.Published, step=done.step, url=done.url, bytes=done.bytes, seconds=done.seconds)
-                print(f"step {done.step}: {done.bytes:,} bytes in {done.seconds:.1f} s to {done.url}", flush=True)
+                say(f"step {done.step}: {done.bytes:,} bytes in {done.seconds:.1f} s to {done.url}")
             publisher.results()
         except ClipaError as error:
             why = error
-            print(error, file=sys.stderr, flush=True)
+            say(error, err=True)
         if last:
             newest = max((step for step, _ in run.complete_checkpoints()), default=0)
             log.write(events.PublishEnded, whole=not why, step=newest, why=_line(why))
@@ -158,10 +158,10 @@ def main() -> int:
         attempt = arguments.attempt or max(run.claimed(), default=1)
         return follow(run, attempt, arguments.until, target)
     except (OSError, msgspec.MsgspecError) as error:
-        print(f"{run.plan}: cannot be read: {error}", file=sys.stderr)
+        say(f"{run.plan}: cannot be read: {error}", err=True)
         return 2
     except ClipaError as error:
-        print(error, file=sys.stderr)
+        say(error, err=True)
         return error.exit_code
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +30,7 @@ from clipa.storage.leave import ends_at_once
 from clipa.storage.manifest import Manifest, Shard
 from clipa.storage.pattern import redacted
 from clipa.storage.store import Store
+from clipa.terminal import say
 
 RESUMABLE = 75
 """Exit code: asked to leave, the next call goes on."""
@@ -125,7 +125,7 @@ def make_room_in_cache(cache: Path, limit: int, folder: Path, manifest: Manifest
         )
     lacking = sum(shard.size for shard in manifest.shards if not (folder / shard.name).exists())
     for gone in sweep(cache, limit - lacking, keep=[str(folder)]).removed:
-        print(f"removed from the cache: {gone.url}, {gone.on_disk / _MIB:.1f} MiB", file=sys.stderr, flush=True)
+        say(f"removed from the cache: {gone.url}, {gone.on_disk / _MIB:.1f} MiB", err=True)
 
 
 class _File(plan.Record, frozen=True, kw_only=True):
@@ -195,7 +195,7 @@ class Reporter:
         self.said = now
         rate = done / max(1e-9, now - self.began)
         left = f"{(total - done) / rate:.0f} s left" if rate else "nothing yet"
-        print(f"{done / _MIB:.1f} of {total / _MIB:.1f} MiB, {rate / _MIB:.1f} MiB/s, {left}", flush=True)
+        say(f"{done / _MIB:.1f} of {total / _MIB:.1f} MiB, {rate / _MIB:.1f} MiB/s, {left}")
 
 
 def stage_run(run: RunDir, attempt: int, writer: str = "stage", early: bool = False) -> None:
@@ -211,7 +211,7 @@ def stage_run(run: RunDir, attempt: int, writer: str = "stage", early: bool = Fa
     shards = fetched = 0
     began = time.monotonic()
     for digest, data in wanted.items():
-        print(f"{data.name}: {counted(data.shards, 'shard')}, {data.bytes / _MIB:.1f} MiB", flush=True)
+        say(f"{data.name}: {counted(data.shards, 'shard')}, {data.bytes / _MIB:.1f} MiB")
         manifest = read_record(run.manifest(digest), manifests.decode)
         if the_plan.cache_limit:
             folder = manifests.staged_folder(the_plan.cache, digest)
@@ -219,9 +219,8 @@ def stage_run(run: RunDir, attempt: int, writer: str = "stage", early: bool = Fa
         reporter = Reporter(stop_file)
         if digest in later:
             staged = begin_to_stage(manifest, data.source, the_plan.cache, reporter, run.path)
-            print(
+            say(
                 f"{counted(staged.shards, 'shard is', 'shards are')} there, training begins on the first of the others",
-                flush=True,
             )
         else:
             staged = stage(manifest, data.source, the_plan.cache, reporter, open_store=fast.open_store, run=run.path)
@@ -229,7 +228,7 @@ def stage_run(run: RunDir, attempt: int, writer: str = "stage", early: bool = Fa
         fetched += staged.fetched_bytes
     init = the_plan.init
     if init and not init.is_run and "://" in init.ref and not init.ref.startswith("file://"):
-        print(f"weights: {redacted(init.ref)}", flush=True)
+        say(f"weights: {redacted(init.ref)}")
         source = init.source or Dataset(url=init.ref)
         stage_weights(source, the_plan.cache, Reporter(stop_file), open_store=fast.open_store, run=run.path)
     log = events.EventWriter(run, attempt, writer)
@@ -262,7 +261,7 @@ def main() -> int:
     except Stopped:
         return RESUMABLE
     except ClipaError as error:
-        print(error, file=sys.stderr)
+        say(error, err=True)
         return error.exit_code
     return 0
 

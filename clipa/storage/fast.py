@@ -12,7 +12,6 @@ words what is wrong when they fail too.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -28,6 +27,7 @@ from clipa.storage.digest import is_etag
 from clipa.storage.patience import Patience
 from clipa.storage.store import PART, Changed, Entry, Store
 from clipa.storage.wire import Unexpected, Wire
+from clipa.terminal import say
 
 _PIECE = 256 << 10
 """Bytes a piece: 0.73 CPU seconds a GiB; 64 KiB 0.77, 1 MiB 0.89, 8 MiB 2.71 (page faults)."""
@@ -65,7 +65,7 @@ def open_store(source: Dataset) -> Store:
     except ImportError:
         return store
     except Exception as error:
-        print(f"obstore is not used for {store.url}: {store.translated(error, store.url).what}", file=sys.stderr)
+        say(f"obstore is not used for {store.url}: {store.translated(error, store.url).what}", err=True)
         return store
 
 
@@ -217,7 +217,7 @@ class FastStore(Store):
         self._failures += 1
         if self._failures == _MOST_FAILURES and not self._works:
             said = self.translated(error, self.url).what
-            print(f"obstore is not used any more for {self.url}: {said}", file=sys.stderr, flush=True)
+            say(f"obstore is not used any more for {self.url}: {said}", err=True)
 
     def _require_same(self, error: Exception, name: str, version: str) -> None:
         changed = type(error).__name__ == "PreconditionError"

@@ -12,7 +12,6 @@ import binascii
 import functools
 import logging
 import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
@@ -27,6 +26,7 @@ from clipa.storage import pattern as patterns
 from clipa.storage.causes import Absent, Refused
 from clipa.storage.patience import Patience
 from clipa.storage.pattern import redacted
+from clipa.terminal import say
 
 PART = 8 << 20
 """Bytes of one ranged read."""
@@ -326,7 +326,7 @@ class Store:
         if self._silent and patience.waited > _SILENT_S and patience.left > 0:
             self._silent = False
             what = self.translated(error, where).what
-            print(f"{where}: {what}; trying for {patience.left:.0f} s more", file=sys.stderr, flush=True)
+            say(f"{where}: {what}; trying for {patience.left:.0f} s more", err=True)
 
     def translated(self, error: Exception, where: str) -> ClipaError:
         """A library's error in our words."""

@@ -21,6 +21,7 @@ from clipa.spec import plan as plans
 from clipa.spec.plan import Plan
 from clipa.spec.trackers import TRACKERS
 from clipa.tell.stream import Back, Place, Told, not_yet, read_on
+from clipa.terminal import say
 
 _POLL_S = 1.0
 _TICK_S = 0.1
@@ -103,7 +104,7 @@ def main() -> int:
         log = events.EventWriter(run, given.attempt, f"tell-{given.tracker}")
         log.write(events.Noted, text=f"{given.tracker} is told no more in this attempt: {reason}")
         log.close()
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        say(f"{type(error).__name__}: {error}", err=True)
         return 1
     return 0
 

@@ -27,6 +27,7 @@ from clipa.spec import card as cards
 from clipa.spec.essence import Essence, differences, essence_of
 from clipa.spec.job import Checkpoints
 from clipa.spec.plan import Plan, Record
+from clipa.terminal import say
 from clipa.train.metrics import Counters
 from clipa.train.parallel import part_of, put, whole
 
@@ -181,7 +182,7 @@ def newest_whole(run: RunDir) -> Found | None:
         try:
             return verify(path)
         except TrainError as error:
-            print(f"passing over a checkpoint: {error}", flush=True)
+            say(f"passing over a checkpoint: {error}")
     return None
 
 

@@ -14,6 +14,7 @@ from clipa.attempt.pulse import Pulse
 from clipa.registry import events
 from clipa.spec.job import TrainPhase
 from clipa.spec.plan import Plan, Record
+from clipa.terminal import say
 from clipa.train.gradients import Norms
 from clipa.train.supply import Supply
 from clipa.train.yardstick import Yardstick, peak_memory_gib
@@ -155,15 +156,14 @@ class Meter:
             waited_s=self._told.waited_s,
         )
         self.pulse.at("", step)
-        print(
+        say(
             f"step {step}/{self.steps}  loss {loss:.4f}  lr {outcome.lr:.3g}  scale {scale:.2f}  "
             f"{speed:,.0f} samples/s  {f'MFU {mfu:.1%}  ' if mfu is not None else ''}"
             f"waiting for data {wait:.0%}  {left:,.0f} s left",
-            flush=True,
         )
         if stalled := self._supply.add(seconds, waited):
             log.write(events.Noted, text=stalled)
-            print(stalled, flush=True)
+            say(stalled)
 
 
 def every_steps(plan: Plan) -> int:

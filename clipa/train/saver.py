@@ -7,7 +7,6 @@ last whole checkpoint as it is and say so; the training goes on, and saves when 
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -28,6 +27,7 @@ from clipa.errors import TrainError
 from clipa.registry import events
 from clipa.spec import card as cards
 from clipa.spec.job import TrainPhase
+from clipa.terminal import say
 from clipa.train import checkpoint
 from clipa.train.checkpoint import NO_HISTORY, OPTIMIZER, History, Snapshot
 
@@ -202,6 +202,6 @@ class Saver:
         return found
 
     def _say(self, text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
+        say(text, err=True)
         if self.session.log is not None:
             self.session.log.write(events.Noted, text=text)

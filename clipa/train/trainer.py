@@ -20,6 +20,7 @@ from clipa.registry.skips import write as write_skips
 from clipa.spec.card import WEIGHTS_NAME, card_of
 from clipa.spec.counted import counted
 from clipa.spec.job import TrainPhase
+from clipa.terminal import say
 from clipa.train import checkpoint
 from clipa.train.checkpoint import History
 from clipa.train.feed import feed
@@ -177,10 +178,9 @@ class Trainer:
             processes=self.ranks.world,
             params=params,
         )
-        print(
+        say(
             f"{self.plan.run} attempt {self.session.attempt}: step {self.step} of {self.plan.steps}, "
             f"{params:,} parameters, {self.ranks.world} process(es) on {self.ranks.device}, {self.learner.precision}",
-            flush=True,
         )
 
     def _every(self, samples: int) -> bool:
@@ -237,7 +237,7 @@ class Trainer:
     def _note(self, text: str) -> None:
         if self.session.log:
             self.session.log.write(events.Noted, text=text)
-            print(text, flush=True)
+            say(text)
 
     def _save(self) -> None:
         """Begin to write a checkpoint, unless a whole one of this step is there already."""
