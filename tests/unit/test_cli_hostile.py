@@ -27,8 +27,8 @@ def make(root: Path, run: str, **changes: object) -> Path:
     (folder / "plan.json").write_text(json.dumps({**PLAN, "run_root": str(root), "run": run, **changes}))
     lines = [
         {"t": 1.0, "attempt": 1, "event": "queued"},
-        {"t": 2.0, "attempt": 1, "event": "scored", "set": "[/nope]", "size": 8, "step": 1, "samples": 9, "seconds": 1.0,
-         "metric": "top1", "value": 50.0, "metrics": {"[/m]": 50.0}},
+        {"t": 2.0, "attempt": 1, "event": "scored", "set": "[/nope]", "size": 8, "step": 1, "samples": 9,
+         "seconds": 1.0, "metric": "top1", "value": 50.0, "metrics": {"[/m]": 50.0}},
         {"t": 3.0, "attempt": 1, "event": "ended", "outcome": "failed", "cause": "code", "final": True,
          "error": f"it broke {MARKUP}{ESCAPES}"},
     ]  # fmt: skip
