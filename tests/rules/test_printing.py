@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted((ROOT / "clipa").rglob("*.py"))
-DOORS = {"clipa/terminal.py", "clipa/cli/console.py"}
+DOORS = {"clipa/terminal.py", "clipa/cli/console.py", "clipa/cli/streams.py"}
 PIPES = {"clipa/staging/bring.py"}
 """Their stdout is a pipe to another process of ours, and carries JSON."""
 PRINTERS = {"print", "typer.echo", "typer.secho", "click.echo", "Console", "rich.print", "Text.from_markup",
