@@ -36,10 +36,11 @@ class Optim(Struct, frozen=True, kw_only=True):
     eps: float = 1e-6
 
     def __post_init__(self) -> None:
-        require(0 < self.lr < 10, f"lr must be in (0, 10), got {self.lr}")
+        require(0 < self.lr < 10, f"lr must be above 0 and below 10 (CLIPA: 1e-5 to 1e-3), got {self.lr}")
         require(self.warmup_samples >= 0, f"warmup_samples must be >= 0, got {self.warmup_samples}")
         require(self.weight_decay >= 0, f"weight_decay must be >= 0, got {self.weight_decay}")
-        require(0 <= self.beta1 < 1 and 0 <= self.beta2 < 1, "beta1 and beta2 must be in [0, 1)")
+        for name, beta in (("beta1", self.beta1), ("beta2", self.beta2)):
+            require(0 <= beta < 1, f"{name} must be at least 0 and below 1, got {beta}")
         require(self.eps > 0, f"eps must be > 0, got {self.eps}")
 
 
@@ -146,11 +147,12 @@ class TrainPhase(Struct, frozen=True, kw_only=True, tag_field="kind"):
         require(self.batch >= 2, f"batch must be >= 2 (the contrastive loss needs a negative), got {self.batch}")
         require(
             self.samples >= self.batch,
-            f"samples {self.samples} is less than one batch of {self.batch}",
+            f"samples must be at least {self.batch}, one batch, got {self.samples}",
         )
+        warmup = self.optim.warmup_samples
         require(
-            self.optim.warmup_samples <= self.samples,
-            f"optim.warmup_samples {self.optim.warmup_samples} exceeds samples {self.samples}",
+            warmup <= self.samples,
+            f"optim.warmup_samples must be at most {self.samples}, the phase's samples, got {warmup}",
         )
         require(self.micro_batch >= 0, f"micro_batch must be >= 0 (0: as the plan finds room), got {self.micro_batch}")
         require(
@@ -256,9 +258,9 @@ class Recipe(Struct, frozen=True, kw_only=True):
         if isinstance(phase, Pretrain):
             require(position == 0, f"{where}: pretrain must be the first phase")
         if isinstance(phase, Eval):
-            sets, sizes = phase.sets, phase.sizes
+            key, sets, sizes = "sizes", phase.sets, phase.sizes
         else:
-            sets, sizes = phase.evaluate.sets, phase.evaluate.sizes
+            key, sets, sizes = "evaluate.sizes", phase.evaluate.sets, phase.evaluate.sizes
             self._settled(name, phase)
         for name_of_set in sets:
             require(
@@ -270,7 +272,7 @@ class Recipe(Struct, frozen=True, kw_only=True):
             nearest = max(patch, round(size / patch) * patch)
             require(
                 size % patch == 0,
-                f"{where}: image size {size} is not divisible by model.image.patch {patch} (nearest: {nearest})",
+                f"{where}: {key} must be multiples of model.image.patch {patch} (nearest: {nearest}), got {size}",
             )
 
     def _settled(self, name: str, phase: TrainPhase) -> TrainPhase:

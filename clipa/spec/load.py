@@ -12,24 +12,21 @@ import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
 from clipa.errors import ConfigError, did_you_mean
 from clipa.spec.cluster import Cluster, Dataset, Project
+from clipa.spec.explain import explain
 from clipa.spec.family import FAMILIES, PRESETS
-from clipa.spec.job import PHASE_KINDS, Eval, Finetune, Pretrain, Recipe
+from clipa.spec.job import PHASE_KINDS, Recipe
 from clipa.spec.published import About
+from clipa.spec.toml_lines import line_of
 
 _T = TypeVar("_T", bound=msgspec.Struct)
-_AT_PATH = re.compile(r" - at `(?:key in )?\$?(?P<path>[^`]*)`$")
-_UNKNOWN = re.compile(r"^Object contains unknown field `(?P<key>[^`]*)`")
-_MISSING = re.compile(r"^Object missing required field `(?P<key>[^`]*)`")
-_NO_SUCH_WORD = re.compile(r"^Invalid enum value '(?P<value>[^']*)'")
+_BARE_VALUE = re.compile(r"^\s*(?P<key>[\w-]+)\s*=\s*(?P<value>[^\s\"'\[{#]\S*)\s*(?:#.*)?$")
 _ABOUT = tuple(field.name for field in msgspec.structs.fields(About))
-_PHASE_TYPES: dict[str, type[msgspec.Struct]] = {"pretrain": Pretrain, "finetune": Finetune, "eval": Eval}
 
 
 class LoadedRecipe(NamedTuple):
@@ -53,7 +50,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> LoadedRecipe:
     try:
         about, recipe = _checked(table, path)
     except ConfigError as error:
-        raise _blame(error, overrides, where=str(path)) from error
+        raise _with_line(_blame(error, overrides, where=str(path)), path) from error
     return LoadedRecipe(recipe, path, hashlib.sha256(msgspec.json.encode(recipe)).hexdigest(), about)
 
 
@@ -78,6 +75,18 @@ def _blame(error: ConfigError, overrides: Sequence[str], where: str) -> ConfigEr
     return error
 
 
+def _with_line(error: ConfigError, path: Path) -> ConfigError:
+    """Return the same error with the line of its key in the file, if the error names one."""
+    key = error.where.removeprefix(f"{path}: ")
+    try:
+        line = line_of(path.read_text(encoding="utf-8-sig"), key) if key != error.where else None
+    except (OSError, UnicodeDecodeError):
+        line = None
+    if line is None:
+        return error
+    return ConfigError(error.what, where=f"{path}:{line}: {key}", allowed=error.allowed, hint=error.hint)
+
+
 def _check_published(about: About, recipe: Recipe, where: str) -> None:
     for number, published in enumerate(about.published):
         if published.after and published.after not in recipe.phases:
@@ -97,7 +106,7 @@ def load_cluster(path: Path) -> Cluster:
     """
     table = _read_toml(path, "cluster profile")
     table.setdefault("name", path.stem)
-    cluster = _convert(table, Cluster, where=str(path))
+    cluster = _convert_file(table, Cluster, path)
     return msgspec.structs.replace(cluster, datasets=_anchored_all(cluster.datasets, path))
 
 
@@ -107,7 +116,7 @@ def load_project(path: Path) -> Project:
     Raises:
         ConfigError: the file, a key or a value is wrong.
     """
-    project = _convert(_read_toml(path, "project file"), Project, where=str(path))
+    project = _convert_file(_read_toml(path, "project file"), Project, path)
     return msgspec.structs.replace(project, datasets=_anchored_all(project.datasets, path))
 
 
@@ -137,13 +146,23 @@ def _read_toml(path: Path, what: str) -> dict[str, Any]:
         reason = error.strerror or str(error)
         raise ConfigError(f"cannot read the {what}: {reason}", where=str(path)) from error
     try:
-        return tomllib.loads(raw.decode("utf-8"))
+        text = raw.decode("utf-8-sig")  # editors on Windows write a byte-order mark
     except UnicodeDecodeError as error:
         raise ConfigError(f"the {what} is not UTF-8 text (byte {error.start})", where=str(path)) from error
+    try:
+        return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"the {what} is not valid TOML: {error}", where=str(path)) from error
+        hint = _unquoted(text, str(error))
+        raise ConfigError(f"the {what} is not valid TOML: {error}", where=str(path), hint=hint) from error
     except RecursionError as error:
         raise ConfigError(f"the {what} is nested too deeply", where=str(path)) from error
+
+
+def _unquoted(text: str, error: str) -> str:
+    """Return the hint for a value that lacks quotes, such as `time = 1-00:00:00` or `data = s3://bucket`."""
+    line = re.search(r"at line (\d+)", error)
+    found = _BARE_VALUE.match(text.splitlines()[int(line[1]) - 1]) if line else None
+    return f'text needs quotes: {found["key"]} = "{found["value"]}"' if found else ""
 
 
 def _apply(table: dict[str, Any], override: str, where: str) -> None:
@@ -246,102 +265,15 @@ def _apply_family(table: dict[str, Any]) -> None:
             image.setdefault("std", list(own.std))
 
 
+def _convert_file(table: dict[str, Any], to: type[_T], path: Path) -> _T:
+    try:
+        return _convert(table, to, where=str(path))
+    except ConfigError as error:
+        raise _with_line(error, path) from error
+
+
 def _convert(table: dict[str, Any], to: type[_T], where: str) -> _T:
     try:
         return msgspec.convert(copy.deepcopy(table), to)
     except msgspec.ValidationError as error:
-        raise _explain(str(error), table, to, where) from error
-
-
-def _explain(message: str, table: dict[str, Any], to: type[msgspec.Struct], where: str) -> ConfigError:
-    """Msgspec's words as ours: the path of the key in the file, and the closest key that exists."""
-    match = _AT_PATH.search(message)
-    path = match.group("path").lstrip(".") if match else ""
-    text = _AT_PATH.sub("", message)
-    path = _named_path(path, table, to)
-    if found := _UNKNOWN.match(text):
-        key = found.group("key")
-        known = _fields_at(path, table, to)
-        return ConfigError(
-            f"unknown key {key!r}",
-            where=f"{where}: {path}.{key}" if path else f"{where}: {key}",
-            allowed=", ".join(known),
-            hint=did_you_mean(key, known),
-        )
-    if found := _MISSING.match(text):
-        key = f"{path}.{found.group('key')}" if path else found.group("key")
-        return ConfigError(f"the key {found.group('key')!r} is missing", where=f"{where}: {key}")
-    if found := _NO_SUCH_WORD.match(text):
-        words = _words(_type_at(path, table, to))
-        return ConfigError(
-            f"{found.group('value')!r} is none of its values",
-            where=f"{where}: {path}",
-            allowed=", ".join(words),
-            hint=did_you_mean(found.group("value"), words),
-        )
-    text = text[:1].lower() + text[1:] if text.startswith(("Expected", "Invalid")) else text
-    return ConfigError(text, where=f"{where}: {path}" if path else where, hint=_whole(path, table, text))
-
-
-def _words(to: Any) -> list[str]:
-    """What may stand where a type wants one of several words; beside them there may be a number."""
-    if get_origin(to) is Literal:
-        return [str(word) for word in get_args(to)]
-    if to in (int, float):
-        return ["a number"]
-    return [word for part in get_args(to) for word in _words(part)]
-
-
-def _whole(path: str, table: dict[str, Any], text: str) -> str:
-    """How to write 1e6 where a whole number is wanted: TOML reads it as a float."""
-    here: Any = table
-    for part in path.split("."):
-        here = here.get(part) if isinstance(here, dict) else None
-    wanted = text.startswith("expected `int`") and isinstance(here, float) and here.is_integer()
-    return f"write it as a whole number: {int(here):_}" if wanted else ""
-
-
-def _named_path(path: str, table: dict[str, Any], to: type[msgspec.Struct]) -> str:
-    """Msgspec writes `[...]` for the key of a dict: find the entry that is wrong by converting each alone."""
-    if "[...]" not in path:
-        return path
-    head, _, tail = path.partition("[...]")
-    here: Any = table
-    for part in filter(None, head.split(".")):
-        here = here.get(part, {}) if isinstance(here, dict) else {}
-    entries = here.items() if isinstance(here, dict) else ()
-    name = next((str(name) for name, value in entries if _is_wrong(value, _type_at(f"{head}.{name}", table, to))), "")
-    return f"{head}.{name}{tail}"
-
-
-def _is_wrong(value: object, to: object) -> bool:
-    try:
-        msgspec.convert(value, to)
-    except msgspec.ValidationError:
-        return True
-    return False
-
-
-def _type_at(path: str, table: dict[str, Any], to: Any) -> Any:
-    """The type that the struct `to` wants at a dotted path of the table; a union of phases is settled by `kind`."""
-    here: Any = table
-    for part in filter(None, path.split(".")):
-        here = here.get(part) if isinstance(here, dict) else None
-        if isinstance(to, type) and issubclass(to, msgspec.Struct):
-            to = next((f.type for f in msgspec.structs.fields(to) if f.encode_name == part), object)
-        elif get_origin(to) is dict:
-            to = get_args(to)[1]
-        if isinstance(here, dict) and here.get("kind") in _PHASE_TYPES:
-            to = _PHASE_TYPES[here["kind"]]
-        elif isinstance(here, dict) and isinstance(to, UnionType):
-            to = next((t for t in get_args(to) if isinstance(t, type) and issubclass(t, msgspec.Struct)), to)
-    return to
-
-
-def _fields_at(path: str, table: dict[str, Any], to: type[msgspec.Struct]) -> list[str]:
-    """The keys that the table at this path may hold."""
-    found = _type_at(path, table, to)
-    if not (isinstance(found, type) and issubclass(found, msgspec.Struct)):
-        return []
-    names = [field.encode_name for field in msgspec.structs.fields(found)]
-    return sorted([*names, "kind"] if found in _PHASE_TYPES.values() else names)
+        raise explain(str(error), table, to, where) from error

@@ -5,6 +5,9 @@ from __future__ import annotations
 from clipa.spec.base import Struct, require
 from clipa.spec.family import FAMILIES, Family, FamilyName, Pool, TokenizerName
 
+LARGEST = 65_536
+"""Width, layers and heads beyond this are mistakes, and would take hours to price."""
+
 
 class ImageTower(Struct, frozen=True, kw_only=True):
     """A vision transformer. `width` is in channels, `patch` in pixels.
@@ -41,8 +44,11 @@ class TextTower(Struct, frozen=True, kw_only=True):
 
 
 def _require_tower(width: int, layers: int, heads: int, mlp_ratio: float) -> None:
-    require(width >= 1 and layers >= 1 and heads >= 1, "width, layers and heads must be >= 1")
-    require(width % heads == 0, f"width {width} is not divisible by heads {heads}")
+    for name, value in (("width", width), ("layers", layers), ("heads", heads)):
+        require(1 <= value <= LARGEST, f"{name} must be 1 to {LARGEST:,}, got {value}")
+    if width % heads:
+        divisors = ", ".join(str(n) for n in range(1, width + 1) if width % n == 0)
+        raise ValueError(f"heads must be a divisor of width {width} ({divisors}), got {heads}")
     require(0 < mlp_ratio <= 16, f"mlp_ratio must be in (0, 16], got {mlp_ratio}")
 
 
@@ -55,7 +61,7 @@ class Model(Struct, frozen=True, kw_only=True):
     family: FamilyName = "v1"
 
     def __post_init__(self) -> None:
-        require(self.embed_dim >= 1, f"embed_dim must be >= 1, got {self.embed_dim}")
+        require(1 <= self.embed_dim <= LARGEST, f"embed_dim must be 1 to {LARGEST:,}, got {self.embed_dim}")
         own = self.traits
         require(
             self.text.tokenizer == own.tokenizer,

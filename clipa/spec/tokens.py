@@ -27,7 +27,7 @@ def settled(image: ImageInput, patch: int) -> ImageInput:
     size = image.size or math.isqrt(image.tokens) * patch
     if size % patch or not size:
         nearest = max(patch, round(size / patch) * patch)
-        raise ValueError(f"image size {size} is not divisible by model.image.patch {patch} (nearest: {nearest})")
+        raise ValueError(f"image.size must be a multiple of model.image.patch {patch} (nearest: {nearest}), got {size}")
     grid = size // patch
     tokens = image.tokens or grid * grid
     # A resized image without a size can have any grid, one with a size only its own.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from clipa.errors import did_you_mean
 from clipa.spec.base import require
 
 
@@ -37,7 +36,4 @@ def require_known(names: Sequence[str] | None) -> None:
         ValueError: with the names that there are.
     """
     for name in names or ():
-        hint = did_you_mean(name, TRACKERS)
-        require(
-            name in TRACKERS, f"trackers must be of {', '.join(TRACKERS)}, got {name!r}{f': {hint}' if hint else ''}"
-        )
+        require(name in TRACKERS, f"trackers must be of {', '.join(TRACKERS)}, got {name!r}")

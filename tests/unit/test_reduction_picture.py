@@ -105,7 +105,7 @@ def test_the_command_draws_the_picture_of_the_readme(tmp_path: Path) -> None:
         (["--out", "nowhere/out.png"], 2, "nowhere/out.png: cannot write the picture: No such file or directory"),
         (["--recipe", "nonesuch"], 2, "nonesuch"),
         (["--phase", "eval"], 2, "demo has no training phase 'eval'\nallowed: pretrain, finetune"),
-        (["--set", "phases.pretrain.text.tokens=1"], 2, "tokens must be 3..1024"),
+        (["--set", "phases.pretrain.text.tokens=1"], 2, "tokens cannot be 1\nallowed: 3..1024"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(

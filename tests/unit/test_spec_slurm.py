@@ -60,7 +60,7 @@ BASE = 'backend = "slurm"\ngpus = 0\n'
         (BASE + "[slurm]\ntime = 9\n[slurm.stage]\npartition = \"a\\nb\"\n", "line break"),
         (BASE + "[slurm]\ntime = 9\n[slurm.stage]\ndirectives = { array = '1-9' }\n", "belongs to clipa"),
         ('[slurm]\ntime = 9\n', 'needs backend = "slurm"'),
-        ("nodes = 2\n", "must be 1 on the local machine"),
+        ("nodes = 2\n", "nodes cannot be 2\nallowed: 1 on the local machine"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_meant_is_refused_with_the_key(tmp_path: Path, text: str, said: str) -> None:

@@ -115,8 +115,8 @@ def test_the_sizes_of_the_papers(pixels: int, patch: int, tokens: int) -> None:
             "resize cannot keep 49 tokens of 196 patches (224 px / 16) (nearest: 196; 49 tokens are 112 px)",
         ),
         ("{ tokens = 50 }", "resize cannot keep 50 tokens with patch 16 (nearest: 25, 36, 49, 64)"),
-        ("{ size = 100 }", "image size 100 is not divisible by model.image.patch 16 (nearest: 96)"),
-        ("{ size = 7 }", "image size 7 is not divisible by model.image.patch 16 (nearest: 16)"),
+        ("{ size = 100 }", "image.size cannot be 100\nallowed: a multiple of model.image.patch 16 (nearest: 96)"),
+        ("{ size = 7 }", "image.size cannot be 7\nallowed: a multiple of model.image.patch 16 (nearest: 16)"),
         ("{ size = 224, reduction = 'grid' }", "reduction grid needs both: size (pixels of the image) and tokens"),
     ],
 )
