@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import NamedTuple
@@ -11,6 +10,7 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 
+from clipa.attempt.launcher import launched
 from clipa.errors import InputError
 from clipa.spec.plan import World
 
@@ -78,7 +78,7 @@ def joined(world: World, patience_minutes: float = 0.0) -> Iterator[Ranks]:
     Raises:
         InputError: the plan wants a GPU that is not visible, or another number of processes.
     """
-    rank, count = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    rank, _, count = launched()
     if count != world.processes:
         raise InputError(f"started as {count} process(es), the plan says {world.processes}", where="WORLD_SIZE")
     torch.set_num_threads(world.threads)
@@ -106,7 +106,7 @@ def _device(world: World) -> torch.device:
     # The older names: they set the newer ones too, where Inductor of torch 2.9 to 2.12 refuses these set by themselves.
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.backends.cudnn.allow_tf32 = True
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    device = torch.device("cuda", launched().local_rank)
     torch.cuda.set_device(device)
     return device
 

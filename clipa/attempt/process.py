@@ -14,6 +14,7 @@ from typing import NamedTuple, NoReturn
 
 import msgspec
 
+from clipa.attempt.launcher import launched
 from clipa.attempt.pulse import Pulse, show_stacks_on_request
 from clipa.errors import ClipaError, InputError
 from clipa.registry import events
@@ -104,7 +105,8 @@ def _open(run: RunDir, attempt: int, kinds: Sequence[str]) -> Session:
         raise InputError(f"not a run: {error}", where=str(run.plan)) from error
     if plan.kind not in kinds:
         raise InputError(f"this is a plan of {plan.kind}", where=str(run.plan), allowed=", ".join(kinds))
-    if attempt == 0 and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    process = launched()
+    if attempt == 0 and process.world_size > 1:
         raise InputError(
             "several processes cannot claim one attempt by themselves",
             where="--attempt",
@@ -113,9 +115,8 @@ def _open(run: RunDir, attempt: int, kinds: Sequence[str]) -> Session:
     while attempt == 0:
         candidate = max([0, *run.claimed()]) + 1
         attempt = candidate if run.claim(candidate) else 0
-    is_first = os.environ.get("RANK", "0") == "0"
-    Pulse(run, attempt, is_first).at("starting")
-    return Session(run, plan, attempt, events.EventWriter(run, attempt, "train") if is_first else None)
+    Pulse(run, attempt, process.is_first).at("starting")
+    return Session(run, plan, attempt, events.EventWriter(run, attempt, "train") if process.is_first else None)
 
 
 def _last_words(session: Session, outcome: str, error: str) -> None:

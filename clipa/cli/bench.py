@@ -146,4 +146,7 @@ def _run(module: str, *words: str) -> None:
     import subprocess
     import sys
 
-    raise typer.Exit(subprocess.run([sys.executable, "-m", module, *words], check=False).returncode)
+    from clipa.spec.child_environment import tool_environment
+
+    argv = [sys.executable, "-m", module, *words]
+    raise typer.Exit(subprocess.run(argv, check=False, env=tool_environment()).returncode)

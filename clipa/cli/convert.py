@@ -25,11 +25,13 @@ def convert(
     import subprocess
     import sys
 
+    from clipa.spec.child_environment import tool_environment
+
     options = {"--to": to, "--model": model, "--family": family, "--pool": pool,
                "--image-size": image_size, "--text-tokens": text_tokens}  # fmt: skip
     words = [word for name, value in options.items() if value for word in (name, str(value))]
     argv = [sys.executable, "-m", "clipa.model.convert", _place(source), folder, *words, *(["--json"] if json else [])]
-    raise typer.Exit(subprocess.run(argv, check=False).returncode)
+    raise typer.Exit(subprocess.run(argv, check=False, env=tool_environment()).returncode)
 
 
 def _place(source: str) -> str:

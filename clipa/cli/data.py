@@ -208,10 +208,11 @@ def _training_part(module: str, request: object) -> None:
     import msgspec
 
     from clipa.errors import MissingPart
+    from clipa.spec.child_environment import tool_environment
 
     if importlib.util.find_spec("torch") is None or importlib.util.find_spec("simplejpeg") is None:
         raise MissingPart("reading images needs clipa's training part", hint="pip install 'clipa[train]'")
-    process = subprocess.Popen([sys.executable, "-m", module], stdin=subprocess.PIPE)
+    process = subprocess.Popen([sys.executable, "-m", module], stdin=subprocess.PIPE, env=tool_environment())
     try:
         process.communicate(msgspec.json.encode(request))
     except KeyboardInterrupt:
@@ -236,8 +237,10 @@ def demo(
     import subprocess
     import sys
 
+    from clipa.spec.child_environment import tool_environment
+
     if not url.strip():
         raise InputError("an empty URL", where="URL", hint="clipa data demo . writes here")
     where = url if "://" in url else str(expand_user(url).absolute())
     argv = [sys.executable, "-m", "clipa.made.demo", where, "--of", of.value, *(["--json"] if json else [])]
-    raise typer.Exit(subprocess.run(argv, check=False).returncode)
+    raise typer.Exit(subprocess.run(argv, check=False, env=tool_environment()).returncode)

@@ -47,6 +47,7 @@ def show(
 
     from clipa.errors import MissingPart
     from clipa.spec import catalog
+    from clipa.spec.child_environment import tool_environment
 
     if importlib.util.find_spec("torch") is None:
         raise MissingPart("drawing reductions needs clipa's training part", hint="pip install 'clipa[train]'")
@@ -55,4 +56,4 @@ def show(
     argv += [f"--set={change}" for change in set_ or []]
     argv += [f"--caption={caption}"] if caption is not None else []
     argv += ["--", str(image)] if image is not None else []
-    raise typer.Exit(subprocess.run(argv, check=False).returncode)
+    raise typer.Exit(subprocess.run(argv, check=False, env=tool_environment()).returncode)

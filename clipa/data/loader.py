@@ -15,6 +15,7 @@ from typing import Generic, TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from clipa.attempt.launcher import launched
 from clipa.data.decode import Pixels
 from clipa.data.worker import begin
 from clipa.errors import ClipaError, DataError
@@ -169,7 +170,7 @@ def _shared_memory() -> int:
         found = os.statvfs("/dev/shm")  # noqa: S108 - asked for its size alone
     except OSError:
         return _PLENTY
-    return found.f_bavail * found.f_frsize // max(1, int(os.environ.get("WORLD_SIZE", "1")))
+    return found.f_bavail * found.f_frsize // launched().world_size
 
 
 def _bytes_of(item: object) -> int:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, NamedTuple
 
+from clipa.attempt.launcher import launched
 from clipa.data.shards import Coming, ShardSet, open_coming, open_shards
 from clipa.errors import StorageError
 from clipa.registry.run_dir import WAITING, RunDir
@@ -125,8 +126,8 @@ def _place(run: RunDir, plan: Plan, attempt: int) -> Path:
 
 
 def _node(plan: Plan) -> int:
-    return int(os.environ.get("RANK", "0")) // plan.world.local
+    return launched().rank // plan.world.local
 
 
 def _local_rank() -> int:
-    return int(os.environ.get("LOCAL_RANK", "0"))
+    return launched().local_rank

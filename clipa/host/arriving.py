@@ -13,6 +13,7 @@ from clipa.host import render
 from clipa.host.children import Child
 from clipa.host.publishing import finish
 from clipa.registry.run_dir import RunDir
+from clipa.spec.child_environment import settings_of
 from clipa.spec.plan import Plan
 from clipa.staging.meeting import FOLDER, make, meeting_place
 
@@ -42,7 +43,10 @@ def alongside(run: RunDir, plan: Plan, attempt: int, node: int, scratch: Path) -
     until, logs = scratch / "arrived", run.logs(attempt)
     name = f"arrive-{node}" if node else "arrive"
     child = Child(
-        render.arrive_argv(run, attempt, node, folder, until), plan.env, logs / f"{name}.log", logs / f"{name}.err"
+        render.arrive_argv(run, attempt, node, folder, until),
+        settings_of(plan.env),
+        logs / f"{name}.log",
+        logs / f"{name}.err",
     )
     try:
         yield {FOLDER: os.fspath(folder)}

@@ -17,11 +17,13 @@ from clipa.host import arriving, containers, devices, hang, publishing, render, 
 from clipa.host.bad_nodes import at_fault
 from clipa.host.blame import blamed
 from clipa.host.children import Child, last_lines
+from clipa.host.completion import missing_work
 from clipa.host.decide import Verdict
 from clipa.host.meeting import Reservation
 from clipa.registry import events, records
 from clipa.registry.liveness import own_identity
 from clipa.registry.run_dir import RunDir
+from clipa.spec.child_environment import settings_of
 from clipa.spec.counted import counted
 from clipa.spec.plan import Plan
 
@@ -165,7 +167,7 @@ class Attempt:
     def _stage(self) -> Verdict | None:
         """Run the staging child; None when the data are on disk."""
         logs = self.run.logs(self.attempt)
-        env = {**self.plan.env, "CLIPA_STOP_FILE": str(self._stop_file)}
+        env = {**settings_of(self.plan.env), "CLIPA_STOP_FILE": str(self._stop_file)}
         node = self.place.node
         argv = render.stage_argv(self.run, self.attempt, node, early=bool(self.plan.early))
         name = f"stage-{node}" if node else "stage"
@@ -213,7 +215,16 @@ class Attempt:
         if place.leads:
             self.log.write(events.Spawned, pids=tuple(child.pid for child in children), start_ticks=_ticks(children))
         watch = hang.Watch(self.run, self.attempt, 60 * self.plan.limits.hang_minutes, time.monotonic())
-        return self._watch(children, self.plan.phase, watch) or Verdict("done")
+        return self._watch(children, self.plan.phase, watch) or self._completed()
+
+    def _completed(self) -> Verdict:
+        """The verdict on ranks that all ended with code 0: done only where the work is there."""
+        if not self.place.leads:
+            return Verdict("done")
+        missing = missing_work(self.run, self.plan, self.attempt)
+        if not missing:
+            return Verdict("done")
+        return Verdict("failed", f"{self.plan.phase} ended with code 0, but {missing}", retry=True)
 
     def _leave_by(self) -> float | None:
         """Until when everything must have left; None while nobody asks. Saving and publishing share the time."""

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from clipa.registry.liveness import same_process
+from clipa.spec.child_environment import child_environment
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -33,7 +34,7 @@ class Child:
         with open(out, "ab") as stdout, open(err, "ab") as stderr:
             self._process = subprocess.Popen(
                 argv,
-                env={**os.environ, **env},
+                env=child_environment(env),
                 stdin=subprocess.DEVNULL,
                 stdout=stdout,
                 stderr=stderr,

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from clipa.host import runtime
 from clipa.host.children import Child
+from clipa.spec.child_environment import settings_of
 from clipa.spec.container import Pinned
 from clipa.spec.plan import Plan
 
@@ -149,7 +150,7 @@ def granted(pinned: Pinned) -> tuple[dict[str, str], str]:
 
 def passed_through(pinned: Pinned) -> dict[str, str]:
     """The variables that the profile passes through, where they are set."""
-    return {name: os.environ[name] for name in pinned.settings.env if name in os.environ}
+    return settings_of({name: os.environ[name] for name in pinned.settings.env if name in os.environ})
 
 
 def user_of(pinned: Pinned) -> str:

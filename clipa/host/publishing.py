@@ -12,6 +12,7 @@ from clipa.host import render
 from clipa.host.children import Child, last_lines
 from clipa.registry import events
 from clipa.registry.run_dir import RunDir
+from clipa.spec.child_environment import settings_of
 from clipa.spec.plan import Plan
 
 _TICK_S = 0.1
@@ -77,7 +78,9 @@ def finish(
 
 def _start(run: RunDir, plan: Plan, attempt: int, until: Path) -> Child:
     logs = run.logs(attempt)
-    return Child(render.publish_argv(run, attempt, until), plan.env, logs / "publish.log", logs / "publish.err")
+    return Child(
+        render.publish_argv(run, attempt, until), settings_of(plan.env), logs / "publish.log", logs / "publish.err"
+    )
 
 
 def _why(run: RunDir, attempt: int, child: Child) -> str:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from clipa.host import runtime
 from clipa.registry.run_dir import RunDir
+from clipa.spec.child_environment import settings_of
 from clipa.spec.plan import Data, Plan
 
 _ROOM = {"pretrain": "clipa.train", "finetune": "clipa.train", "eval": "clipa.eval"}
@@ -72,26 +73,29 @@ def trial_argv(plan: Plan) -> list[str]:
 
 
 def rank_env(plan: Plan, rank: Rank, stop_file: str, gpu_uuids: Sequence[str] | None) -> dict[str, str]:
-    """What a rank's environment adds to the supervisor's. One process needs no rendezvous.
+    """Return what a rank's environment adds to the supervisor's.
 
-    `gpu_uuids`: the GPUs that it may see; None: those that SLURM has made visible.
+    Which rank it is, is always said, also to the only one: an image or a profile may hold other values.
+
+    Args:
+        plan: the plan.
+        rank: the rank.
+        stop_file: path of the file that asks it to leave.
+        gpu_uuids: the GPUs that it may see; None: those that SLURM has made visible.
     """
     env = {
-        **plan.env,
+        **settings_of(plan.env),
         "CLIPA_STOP_FILE": stop_file,
         "OMP_NUM_THREADS": str(plan.world.threads),
         "PYTHONUNBUFFERED": "1",
+        "RANK": str(rank.number),
+        "LOCAL_RANK": str(rank.local),
+        "WORLD_SIZE": str(plan.world.processes),
     }
     if gpu_uuids is not None:
         env["CUDA_VISIBLE_DEVICES"] = ",".join(gpu_uuids)
     if plan.world.processes > 1:
-        env |= {
-            "RANK": str(rank.number),
-            "LOCAL_RANK": str(rank.local),
-            "WORLD_SIZE": str(plan.world.processes),
-            "MASTER_ADDR": rank.address,
-            "MASTER_PORT": str(rank.port),
-        }
+        env |= {"MASTER_ADDR": rank.address, "MASTER_PORT": str(rank.port)}
     return env
 
 

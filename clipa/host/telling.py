@@ -13,6 +13,7 @@ from clipa.host import render
 from clipa.host.children import Child
 from clipa.host.publishing import finish
 from clipa.registry.run_dir import RunDir
+from clipa.spec.child_environment import settings_of
 from clipa.spec.plan import Plan
 from clipa.spec.trackers import TRACKERS
 
@@ -53,7 +54,10 @@ def alongside(
     until, logs = scratch / "told", run.logs(attempt)
     children = [
         Child(
-            render.tell_argv(run, attempt, name, until), plan.env, logs / f"tell-{name}.log", logs / f"tell-{name}.err"
+            render.tell_argv(run, attempt, name, until),
+            settings_of(plan.env),
+            logs / f"tell-{name}.log",
+            logs / f"tell-{name}.err",
         )
         for name in plan.trackers
     ]

@@ -9,6 +9,7 @@ import sys
 import clipa
 from clipa.errors import ConfigError, MissingPart, StorageError
 from clipa.launch.pin import Say
+from clipa.spec.child_environment import child_environment
 from clipa.spec.user_paths import user_folder
 from clipa.storage import manifest as manifests
 
@@ -45,7 +46,7 @@ def make(url: str, kind: str = "digits") -> None:
         raise MissingPart("the demo's data are made with scikit-learn, which is not installed here",
                           hint="pip install 'clipa[train]'")  # fmt: skip
     argv = [sys.executable, "-m", "clipa.made.demo", url, "--of", kind]
-    made = subprocess.run(argv, capture_output=True, text=True, check=False, cwd="/")
+    made = subprocess.run(argv, capture_output=True, text=True, check=False, cwd="/", env=child_environment())
     if made.returncode == MissingPart.exit_code:
         raise MissingPart(made.stderr.strip()[-400:])
     if made.returncode:

@@ -17,6 +17,7 @@ from clipa.registry.run_dir import write_whole
 from clipa.registry.state import RunStatus
 from clipa.spec import catalog
 from clipa.spec.budget import train_budget
+from clipa.spec.child_environment import child_environment
 from clipa.spec.job import TrainPhase
 from clipa.spec.load import load_recipe
 from clipa.spec.points import points
@@ -83,7 +84,9 @@ def draw(scene: Scene, out: Path) -> None:
             return
         part = out.absolute().with_name(f".{out.name}.part")
         argv = [sys.executable, "-m", "clipa.made.raster", str(part)]
-        done = subprocess.run(argv, input=msgspec.json.encode(scene), capture_output=True, check=False)
+        done = subprocess.run(
+            argv, input=msgspec.json.encode(scene), capture_output=True, check=False, env=child_environment()
+        )
         if done.returncode:
             part.unlink(missing_ok=True)
             last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]

@@ -27,6 +27,7 @@ from clipa.host.node import OnNode
 from clipa.host.supervisor import Supervise, Task
 from clipa.registry.liveness import Identity, identity_of
 from clipa.slurm import sbatch, scheduler
+from clipa.spec.child_environment import child_environment, without_slurm
 from clipa.spec.plan import Record
 
 _ANSWER_S = 60.0
@@ -57,7 +58,9 @@ def submit_local(tasks: Sequence[Task], folder: Path, minutes: int) -> Identity:
     reader, writer = os.pipe()
     argv = [sys.executable, "-m", "clipa.launch.submit", str(folder), str(minutes), str(writer)]
     argv += [f"{task.submission}:{task.path}" for task in tasks]
-    env = {**os.environ, VISIBLE: os.environ["CUDA_VISIBLE_DEVICES"]} if "CUDA_VISIBLE_DEVICES" in os.environ else None
+    shell = {name: value for name, value in without_slurm(os.environ).items() if name != VISIBLE}
+    if "CUDA_VISIBLE_DEVICES" in shell:
+        shell[VISIBLE] = shell["CUDA_VISIBLE_DEVICES"]
     with open(folder / "submit.log", "ab") as log:
         process = subprocess.Popen(
             argv,
@@ -67,7 +70,7 @@ def submit_local(tasks: Sequence[Task], folder: Path, minutes: int) -> Identity:
             pass_fds=[writer],
             start_new_session=True,
             cwd="/",
-            env=env,
+            env=child_environment(inherited=shell),
         )
     os.close(writer)
     with open(reader, "rb") as pipe:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from clipa.spec.base import Struct, require
+from clipa.spec.child_environment import is_reserved
 from clipa.spec.container import Container
 from clipa.spec.slurm import Slurm
 from clipa.spec.trackers import require_known
@@ -106,6 +107,10 @@ class Cluster(Struct, frozen=True, kw_only=True):
             require(
                 key.replace("_", "a").isalnum() and not key[0].isdigit(),
                 f"env: {key!r} is not the name of an environment variable",
+            )
+            require(
+                not is_reserved(key),
+                f"env: {key} says which process of a run a child is: clipa sets it for every child itself",
             )
             require("\0" not in value, f"env.{key}: a NUL byte cannot stand in an environment variable")
 

@@ -14,6 +14,7 @@ from typing import Literal
 import msgspec
 
 from clipa.errors import ClipaError, InputError, StorageError, WorkError
+from clipa.spec.child_environment import child_environment
 from clipa.spec.cluster import Dataset
 from clipa.spec.plan import Record
 
@@ -149,7 +150,7 @@ def run(request: AnyRequest) -> Generator[AnyEvent, None, None]:
         WorkError: it failed, or its process died.
     """
     argv = [sys.executable, "-m", "clipa.staging.bring"]
-    process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=child_environment())
     assert process.stdin
     assert process.stdout
     try:
