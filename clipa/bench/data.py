@@ -25,6 +25,7 @@ from clipa.bench.fidelity import fidelity
 from clipa.bench.pipelines import BATCH, Job, Stages
 from clipa.bench.workers import rates
 from clipa.errors import ClipaError, ConfigError, DataError, InputError, told
+from clipa.interpreter import module_argv
 from clipa.spec.catalog import find_recipe
 from clipa.spec.cost import Place, cost
 from clipa.spec.hardware import gpu_named
@@ -143,7 +144,7 @@ def _column(name: str, job: Job, path: str) -> Stages:
     more = {"PYTHONPATH": os.pathsep.join(filter(None, [path, os.environ.get("PYTHONPATH", "")]))} if path else {}
     sys.stdout.flush()
     done = subprocess.run(
-        [sys.executable, "-m", "clipa.bench.pipelines", name],
+        module_argv("clipa.bench.pipelines", name),
         input=msgspec.json.encode(job),
         stdout=subprocess.PIPE,
         env={**os.environ, **more, "OMP_NUM_THREADS": "1"},

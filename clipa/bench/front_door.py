@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import statistics
 import subprocess
-import sys
 import time
 
+from clipa.interpreter import module_argv
 from clipa.terminal import say
 
 ROUNDS = 20
@@ -20,7 +20,7 @@ def main() -> None:
         taken = []
         for _ in range(ROUNDS):
             began = time.perf_counter()
-            subprocess.run([sys.executable, "-m", "clipa.cli.main", *words], capture_output=True, check=True)
+            subprocess.run(module_argv("clipa.cli.main", *words), capture_output=True, check=True)
             taken.append(1000 * (time.perf_counter() - began))
         line = f"{statistics.median(taken):8.0f} {min(taken):8.0f} {max(taken):8.0f}"
         say(f"{'clipa ' + ' '.join(words):24} {line}")

@@ -15,6 +15,7 @@ import time
 import torch
 from torch.nn import functional
 
+from clipa.interpreter import module_argv
 from clipa.model.loss import LOSSES, ClipOutput
 from clipa.terminal import say
 
@@ -60,7 +61,7 @@ def main() -> int:
     for name in (*LOSSES, "plain"):
         for batch in options.batches:
             if name != "plain" or batch <= PLAIN_UP_TO:
-                argv = [sys.executable, "-m", "clipa.bench.loss", "--one", name, "--width", str(options.width)]
+                argv = module_argv("clipa.bench.loss", "--one", name, "--width", str(options.width))
                 subprocess.run([*argv, "--batches", str(batch)], check=True)
     return 0
 

@@ -14,6 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from clipa.interpreter import module_argv
 from clipa.terminal import say
 
 ROUNDS = 5
@@ -42,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _build(checkout: Path, words: list[str]) -> float:
     env = {**os.environ, "PYTHONPATH": str(checkout)}
     began = time.monotonic()
-    argv = [sys.executable, "-m", "clipa.cli.main", "image", "build", *words]
+    argv = module_argv("clipa.cli.main", "image", "build", *words)
     done = subprocess.run(argv, cwd=checkout, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(done.stderr)

@@ -22,6 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from clipa.interpreter import module_argv
 from clipa.spec.cluster import Dataset
 from clipa.storage.dataset import index
 from clipa.storage.manifest import Manifest
@@ -54,7 +55,7 @@ class Cost(NamedTuple):
 def _clipa(*more: str) -> Callable[[Job], list[str]]:
     def argv(job: Job) -> list[str]:
         at = ["--endpoint", job.endpoint] if job.endpoint else []
-        command = [sys.executable, "-m", "clipa.cli.main", "data", "stage", job.url, "--to", str(job.folder)]
+        command = module_argv("clipa.cli.main", "data", "stage", job.url, "--to", str(job.folder))
         return [*command, "--json", *at, *more]
 
     return argv

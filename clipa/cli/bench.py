@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from clipa.cli import words
+from clipa.interpreter import module_argv
 
 app = typer.Typer(
     help="Benchmarks.",
@@ -144,9 +145,8 @@ def train(
 
 def _run(module: str, *words: str) -> None:
     import subprocess
-    import sys
 
     from clipa.spec.child_environment import tool_environment
 
-    argv = [sys.executable, "-m", module, *words]
+    argv = module_argv(module, *words)
     raise typer.Exit(subprocess.run(argv, check=False, env=tool_environment()).returncode)

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from clipa.errors import InputError
+from clipa.interpreter import module_argv
 from clipa.spec.user_paths import expand_user
 
 
@@ -23,14 +24,13 @@ def convert(
 ) -> None:
     """Convert weights: from open_clip or CLIPA's JAX code to a checkpoint, and from a checkpoint to open_clip."""
     import subprocess
-    import sys
 
     from clipa.spec.child_environment import tool_environment
 
     options = {"--to": to, "--model": model, "--family": family, "--pool": pool,
                "--image-size": image_size, "--text-tokens": text_tokens}  # fmt: skip
     words = [word for name, value in options.items() if value for word in (name, str(value))]
-    argv = [sys.executable, "-m", "clipa.model.convert", _place(source), folder, *words, *(["--json"] if json else [])]
+    argv = module_argv("clipa.model.convert", _place(source), folder, *words, *(["--json"] if json else []))
     raise typer.Exit(subprocess.run(argv, check=False, env=tool_environment()).returncode)
 
 

@@ -9,6 +9,7 @@ import typer
 
 from clipa.cli import words
 from clipa.errors import InputError
+from clipa.interpreter import module_argv
 from clipa.spec.user_paths import expand_user
 
 app = typer.Typer(
@@ -203,7 +204,6 @@ def _training_part(module: str, request: object) -> None:
     """Have a module that needs clipa's training part do what a request says; its exit code is ours."""
     import importlib.util
     import subprocess
-    import sys
 
     import msgspec
 
@@ -212,7 +212,7 @@ def _training_part(module: str, request: object) -> None:
 
     if importlib.util.find_spec("torch") is None or importlib.util.find_spec("simplejpeg") is None:
         raise MissingPart("reading images needs clipa's training part", hint="pip install 'clipa[train]'")
-    process = subprocess.Popen([sys.executable, "-m", module], stdin=subprocess.PIPE, env=tool_environment())
+    process = subprocess.Popen(module_argv(module), stdin=subprocess.PIPE, env=tool_environment())
     try:
         process.communicate(msgspec.json.encode(request))
     except KeyboardInterrupt:
@@ -235,12 +235,11 @@ def demo(
 ) -> None:
     """Write data that clipa makes by itself, as image-text shards."""
     import subprocess
-    import sys
 
     from clipa.spec.child_environment import tool_environment
 
     if not url.strip():
         raise InputError("an empty URL", where="URL", hint="clipa data demo . writes here")
     where = url if "://" in url else str(expand_user(url).absolute())
-    argv = [sys.executable, "-m", "clipa.made.demo", where, "--of", of.value, *(["--json"] if json else [])]
+    argv = module_argv("clipa.made.demo", where, "--of", of.value, *(["--json"] if json else []))
     raise typer.Exit(subprocess.run(argv, check=False, env=tool_environment()).returncode)

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from clipa import interpreter
 from clipa.cli import bench, cluster, convert, data, image, inspect, plan, reduce, runs, streams, submit, sweep
 from clipa.errors import ClipaError, InputError, StorageError, told
 from clipa.spec.user_paths import current_folder
@@ -66,6 +67,7 @@ def main() -> None:
         # The kernel ignores TERM for a process 1 without a handler, and `docker stop` would wait in vain.
         signal.signal(signal.SIGTERM, lambda number, _: os._exit(128 + number))
     streams.prepare()
+    interpreter.protect()
     try:
         try:
             app()

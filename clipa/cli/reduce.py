@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from clipa.cli import words
+from clipa.interpreter import module_argv
 
 app = typer.Typer(
     help="Token reductions.", epilog="Example: clipa reduce show", no_args_is_help=True, rich_markup_mode=None
@@ -43,7 +44,6 @@ def show(
     """Draw what each reduction keeps of an image and its caption, at a recipe's sizes."""
     import importlib.util
     import subprocess
-    import sys
 
     from clipa.errors import MissingPart
     from clipa.spec import catalog
@@ -52,7 +52,7 @@ def show(
     if importlib.util.find_spec("torch") is None:
         raise MissingPart("drawing reductions needs clipa's training part", hint="pip install 'clipa[train]'")
     named = recipe or catalog.defaults().recipe
-    argv = [sys.executable, "-m", "clipa.made.picture", f"--recipe={named}", f"--phase={phase}", f"--out={out}"]
+    argv = module_argv("clipa.made.picture", f"--recipe={named}", f"--phase={phase}", f"--out={out}")
     argv += [f"--set={change}" for change in set_ or []]
     argv += [f"--caption={caption}"] if caption is not None else []
     argv += ["--", str(image)] if image is not None else []

@@ -6,7 +6,6 @@ import contextlib
 import os
 import socket
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, NamedTuple
@@ -14,6 +13,7 @@ from typing import IO, NamedTuple
 from clipa.attempt.launcher import launched
 from clipa.data.shards import Coming, ShardSet, open_coming, open_shards
 from clipa.errors import StorageError
+from clipa.interpreter import module_argv
 from clipa.registry.run_dir import WAITING, RunDir
 from clipa.spec.plan import Plan
 from clipa.staging.meeting import FOLDER, make, meeting_place
@@ -96,7 +96,7 @@ def _open(run: RunDir, plan: Plan, number: int, place: Path, attempt: int) -> Sh
 def _seen_to(run: RunDir, plan: Plan, place: Path, step: int) -> Iterator[IO[bytes]]:
     """With a process that sees to the shards that are not simply there, and reads how many steps are done."""
     ahead = _PREPARED * max(1, plan.world.loader_workers)
-    argv = [sys.executable, "-m", "clipa.data.streamer", str(run.path), str(place)]
+    argv = module_argv("clipa.data.streamer", str(run.path), str(place))
     argv += ["--start", str(step), "--ahead", str(ahead), "--node", str(_node(plan))]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as process:
         # The end of the block waits for the process, which leaves when its standard input is closed.

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from clipa.host import runtime
+from clipa.interpreter import module_argv
 from clipa.registry.run_dir import RunDir
 from clipa.spec.child_environment import settings_of
 from clipa.spec.plan import Data, Plan
@@ -31,45 +31,36 @@ def stage_argv(run: RunDir, attempt: int, node: int = 0, early: bool = False) ->
     """The command that stages a run's data on one node; each has an event file of its own."""
     words = ["--writer", f"stage-{node}"] if node else []
     words += ["--early"] if early else []
-    return [sys.executable, "-m", "clipa.staging.stage", str(run.path), "--attempt", str(attempt), *words]
+    return module_argv("clipa.staging.stage", str(run.path), "--attempt", str(attempt), *words)
 
 
 def arrive_argv(run: RunDir, attempt: int, node: int, folder: Path, until: Path) -> list[str]:
     """The command that stages what one node reads while it trains, until the file `until` is there."""
     words = ["--attempt", str(attempt), "--until", str(until), *([] if node else ["--tells"])]
-    return [sys.executable, "-m", "clipa.staging.arrive", str(run.path), str(folder), *words]
+    return module_argv("clipa.staging.arrive", str(run.path), str(folder), *words)
 
 
 def publish_argv(run: RunDir, attempt: int, until: Path) -> list[str]:
     """The command that publishes a run's checkpoints and results until the file `until` is there."""
-    return [
-        sys.executable,
-        "-m",
-        "clipa.staging.publish",
-        str(run.path),
-        "--attempt",
-        str(attempt),
-        "--until",
-        str(until),
-    ]
+    return module_argv("clipa.staging.publish", str(run.path), "--attempt", str(attempt), "--until", str(until))
 
 
 def tell_argv(run: RunDir, attempt: int, tracker: str, until: Path) -> list[str]:
     """The command that tells a tracker what a run records until the file `until` is there."""
-    words = [sys.executable, "-m", "clipa.tell", str(run.path), "--attempt", str(attempt)]
+    words = module_argv("clipa.tell", str(run.path), "--attempt", str(attempt))
     return [*words, "--tracker", tracker, "--until", str(until)]
 
 
 def rank_argv(plan: Plan, run: RunDir, attempt: int) -> list[str]:
     """The command of every rank."""
-    return [sys.executable, "-m", _ROOM[plan.kind], str(run.path), "--attempt", str(attempt)]
+    return module_argv(_ROOM[plan.kind], str(run.path), "--attempt", str(attempt))
 
 
 def trial_argv(plan: Plan) -> list[str]:
     """The command of the all-reduce across the nodes; one process a node."""
     assert plan.slurm is not None
     options = ["--device", plan.world.device, "--seconds", str(plan.slurm.allreduce_s)]
-    return [sys.executable, "-m", "clipa.attempt.trial", *options]
+    return module_argv("clipa.attempt.trial", *options)
 
 
 def rank_env(plan: Plan, rank: Rank, stop_file: str, gpu_uuids: Sequence[str] | None) -> dict[str, str]:

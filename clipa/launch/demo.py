@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import subprocess
-import sys
 
 import clipa
 from clipa.errors import ConfigError, MissingPart, StorageError
+from clipa.interpreter import module_argv
 from clipa.launch.pin import Say
 from clipa.spec.child_environment import child_environment
 from clipa.spec.user_paths import user_folder
@@ -45,7 +45,7 @@ def make(url: str, kind: str = "digits") -> None:
     if importlib.util.find_spec("sklearn") is None:
         raise MissingPart("the demo's data are made with scikit-learn, which is not installed here",
                           hint="pip install 'clipa[train]'")  # fmt: skip
-    argv = [sys.executable, "-m", "clipa.made.demo", url, "--of", kind]
+    argv = module_argv("clipa.made.demo", url, "--of", kind)
     made = subprocess.run(argv, capture_output=True, text=True, check=False, cwd="/", env=child_environment())
     if made.returncode == MissingPart.exit_code:
         raise MissingPart(made.stderr.strip()[-400:])

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import subprocess
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import msgspec
 
 from clipa.errors import ConfigError, InputError, MissingPart, did_you_mean
+from clipa.interpreter import module_argv
 from clipa.registry.curves import Curves, Mark, reported
 from clipa.registry.picture import Scene, to_svg
 from clipa.registry.run_dir import write_whole
@@ -83,7 +83,7 @@ def draw(scene: Scene, out: Path) -> None:
             write_whole(out.absolute(), to_svg(scene).encode())
             return
         part = out.absolute().with_name(f".{out.name}.part")
-        argv = [sys.executable, "-m", "clipa.made.raster", str(part)]
+        argv = module_argv("clipa.made.raster", str(part))
         done = subprocess.run(
             argv, input=msgspec.json.encode(scene), capture_output=True, check=False, env=child_environment()
         )

@@ -167,7 +167,7 @@ def _send(cluster: Cluster, settings: Slurm, folder: Path, code: Path) -> tuple[
     options = [f"--interface={settings.interface}"] if settings.interface else []
     options += [f"--scratch={settings.scratch}"] if settings.scratch else []
     script = folder / "probe.sh"
-    quoted = shlex.join([python, "-m", "clipa.launch.probe", str(folder), *options])
+    quoted = shlex.join([python, "-P", "-m", "clipa.launch.probe", str(folder), *options])
     script.write_text(
         "\n".join(["#!/bin/bash", *settings.setup, f"export PYTHONPATH={shlex.quote(str(code))}", quoted, ""])
     )

@@ -13,7 +13,6 @@ import os
 import shlex
 import shutil
 import subprocess
-import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from clipa.errors import LaunchError
 from clipa.host.devices import VISIBLE
 from clipa.host.node import OnNode
 from clipa.host.supervisor import Supervise, Task
+from clipa.interpreter import module_argv, protect
 from clipa.registry.liveness import Identity, identity_of
 from clipa.slurm import sbatch, scheduler
 from clipa.spec.child_environment import child_environment, without_slurm
@@ -56,7 +56,7 @@ def submit_local(tasks: Sequence[Task], folder: Path, minutes: int) -> Identity:
     """
     folder.mkdir(parents=True, exist_ok=True)
     reader, writer = os.pipe()
-    argv = [sys.executable, "-m", "clipa.launch.submit", str(folder), str(minutes), str(writer)]
+    argv = module_argv("clipa.launch.submit", str(folder), str(minutes), str(writer))
     argv += [f"{task.submission}:{task.path}" for task in tasks]
     shell = {name: value for name, value in without_slurm(os.environ).items() if name != VISIBLE}
     if "CUDA_VISIBLE_DEVICES" in shell:
@@ -204,6 +204,7 @@ def main() -> None:
     parser.add_argument("tasks", nargs="+")
     arguments = parser.parse_args()
     os.set_inheritable(arguments.answer, False)
+    protect()  # submitit starts Python itself
     tasks = [Task(path, int(number)) for number, path in (word.split(":", 1) for word in arguments.tasks)]
     try:
         answer = _detached(arguments.folder, arguments.minutes, tasks)

@@ -7,13 +7,13 @@ and the command line does. It gets one request as JSON on its standard input and
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Generator
 from typing import Literal
 
 import msgspec
 
 from clipa.errors import ClipaError, InputError, StorageError, WorkError
+from clipa.interpreter import module_argv
 from clipa.spec.child_environment import child_environment
 from clipa.spec.cluster import Dataset
 from clipa.spec.plan import Record
@@ -149,7 +149,7 @@ def run(request: AnyRequest) -> Generator[AnyEvent, None, None]:
         InputError: what the user can mend.
         WorkError: it failed, or its process died.
     """
-    argv = [sys.executable, "-m", "clipa.staging.bring"]
+    argv = module_argv("clipa.staging.bring")
     process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=child_environment())
     assert process.stdin
     assert process.stdout

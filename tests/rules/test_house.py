@@ -91,6 +91,17 @@ def test_torch_files_are_read_in_one_place_without_unpickling(path: Path) -> Non
             assert given.get("weights_only") == "True"
 
 
+STARTS_PYTHON = {"clipa/interpreter.py", "clipa/launch/probe.py", "clipa/bench/submit.py"}
+"""The node's interpreter is another one; the benchmark names the command that a user would type."""
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=_name)
+def test_python_is_started_without_the_current_folder_on_its_path(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        started = isinstance(node, ast.Constant) and node.value == "-m"
+        assert not started or _name(path) in STARTS_PYTHON, "use module_argv of clipa.interpreter"
+
+
 def test_the_front_door_is_cheap() -> None:
     code = f"import sys, clipa.cli.main; print([m for m in {HEAVY!r} if m in sys.modules])"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
