@@ -6,7 +6,7 @@ The order of defaults is: flag, `CLIPA_*`, `clipa.toml` upward from here, the us
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +14,7 @@ from clipa.errors import ConfigError, did_you_mean
 from clipa.spec.cluster import Cluster, Dataset, Project
 from clipa.spec.load import load_project
 from clipa.spec.trackers import DEFAULT
+from clipa.spec.trust import distrust_in_place
 from clipa.spec.user_paths import current_folder, expand_user, user_folder
 
 DEMO_RECIPE = "demo"
@@ -97,9 +98,10 @@ def defaults(start: Path | None = None) -> Defaults:
     """Return the defaults in force for a command typed in the folder `start` (the current folder if not given).
 
     Raises:
-        ConfigError: a project file that cannot be read.
+        ConfigError: a project file that cannot be read, or that others may have written.
     """
-    layers = [(str(path), load_project(path)) for path in _project_files(start or current_folder())]
+    layers = _project_layers(start or current_folder())
+    trusted = layers[-1][1].trusted if layers else ()
     environment = Project(
         recipe=os.environ.get("CLIPA_RECIPE", ""),
         cluster=os.environ.get("CLIPA_CLUSTER", ""),
@@ -113,9 +115,9 @@ def defaults(start: Path | None = None) -> Defaults:
     for _, layer in reversed(layers):
         datasets.update({name: as_dataset(value) for name, value in layer.datasets.items()})
     return Defaults(
-        recipe=_beside(recipe, recipe_from),
+        recipe=_beside(recipe, recipe_from, trusted),
         recipe_from=recipe_from,
-        cluster=_beside(cluster, cluster_from),
+        cluster=_beside(cluster, cluster_from, trusted),
         cluster_from=cluster_from,
         run_root=next((_beside_folder(layer.run_root, where) for where, layer in layers if layer.run_root), ""),
         datasets=datasets,
@@ -133,21 +135,61 @@ def as_dataset(value: str | Dataset) -> Dataset:
     return Dataset(url=value) if isinstance(value, str) else value
 
 
-def _project_files(start: Path | None) -> list[Path]:
+def _project_layers(start: Path | None) -> list[tuple[str, Project]]:
     """Return the nearest project file upward from `start`, then the user's; either may be missing."""
+    own, found = _user_config(), []
+    mine = load_project(own) if own else Project()
     upward = [folder / PROJECT_FILE for folder in (start, *start.parents)] if start else []
-    nearest = [path for path in upward if path.is_file()][:1]
+    if nearest := next((path for path in upward if path.is_file()), None):
+        _require_trust(nearest, "project file", mine.trusted)
+        project = load_project(nearest)
+        if project.trusted:
+            raise ConfigError(
+                "trusted is a key of your own config file, not of a project file", where=f"{nearest}: trusted"
+            )
+        found.append((str(nearest), project))
+    return found + ([(str(own), mine)] if own else [])
+
+
+def _user_config() -> Path | None:
     try:
         own = user_folder("config") / "config.toml"
     except ConfigError:
-        return nearest  # a user without a home folder has no config file
-    return nearest + ([own] if own.is_file() else [])
+        return None  # a user without a home folder has no config file
+    if not own.is_file():
+        return None
+    _require_trust(own, "config file", ())
+    return own
 
 
-def _beside(word: str, where: str) -> str:
-    """A relative path in a project file is relative to that file, not to the current folder."""
+def _require_trust(path: Path, what: str, trusted: Sequence[str]) -> None:
+    """Refuse a file that decides what is executed and that somebody else may have put here (git's safe.directory).
+
+    Raises:
+        ConfigError: it is another user's, or others can write to it, and no folder in `trusted` holds it.
+    """
+    if any(path.is_relative_to(expand_user(folder)) for folder in trusted):
+        return
+    if why := distrust_in_place(path):
+        raise ConfigError(
+            f"this {what} was found, but it is not used: {why}. It could name programs that run as you",
+            where=str(path),
+            allowed="files and folders of yours or of root, which others cannot write to",
+            hint="work in another folder; chmod go-w what is yours; or, if you know its author, add "
+            f'trusted = ["{path.parent}"] to {user_folder("config") / "config.toml"}',
+        )
+
+
+def _beside(word: str, where: str, trusted: Sequence[str]) -> str:
+    """Return the path of a recipe or profile that a project file names, relative to that file.
+
+    It decides what is executed as much as the project file does, so the same rule holds for it.
+    """
     if (word.endswith(".toml") or os.sep in word) and where.endswith(".toml"):
-        return str(Path(where).parent / expand_user(word))
+        path = Path(where).parent / expand_user(word)
+        if path.is_file():
+            _require_trust(path, "file named by a project file", trusted)
+        return str(path)
     return word
 
 

@@ -121,11 +121,15 @@ class Cluster(Struct, frozen=True, kw_only=True):
 
 
 class Project(Struct, frozen=True, kw_only=True):
-    """`clipa.toml`: the defaults of a project, or of a user (`config.toml` in the user's config folder)."""
+    """`clipa.toml`: the defaults of a project, or of a user (`config.toml` in the user's config folder).
+
+    `trusted`, in the user's file alone: folders whose project files are used though others can write to them.
+    """
 
     recipe: str = ""
     cluster: str = ""
     run_root: str = ""
+    trusted: tuple[str, ...] = ()
     datasets: dict[str, str | Dataset] = {}
     trackers: tuple[str, ...] | None = None
 
