@@ -28,9 +28,13 @@ class Classes(NamedTuple):
     wnids: tuple[str, ...]
 
 
-def templates() -> tuple[str, ...]:
-    """The 80 templates of OpenAI's zero-shot evaluation of ImageNet, with `{c}`."""
-    return tuple(template("{c}") for template in open_clip_file("zero_shot_metadata.py").OPENAI_IMAGENET_TEMPLATES)
+def templates(*, canonical: bool) -> tuple[str, ...]:
+    """Return the prompt templates of zero-shot evaluation of ImageNet, with `{c}`: OpenAI's 80.
+
+    If `canonical`, the 81 of CLIPA-v2's own evaluation (big_vision's `clip_paper`): the last is the class name alone.
+    """
+    published = open_clip_file("zero_shot_metadata.py").OPENAI_IMAGENET_TEMPLATES
+    return (*(template("{c}") for template in published), *(["{c}"] if canonical else []))
 
 
 @cache

@@ -47,7 +47,7 @@ def settled(data: EvalData) -> Prompts:
     """
     classes, templates = data.classes, data.templates
     if data.names:
-        templates = templates or imagenet.templates()
+        templates = templates or imagenet.templates(canonical=data.canonical)
     if data.names and data.names != "objectnet":
         classes = imagenet.classes(data.names).names
         _require_same(data, classes)

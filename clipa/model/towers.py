@@ -12,6 +12,7 @@ from torch.nn import functional
 from clipa.errors import MissingPart
 from clipa.model.attention import SelfAttention, attend, heads_of, joined
 from clipa.model.posembed import grid_of, resize_image, resize_text, sincos2d
+from clipa.model.random_start import BlockLinears, ImageParts, TextParts, init_image, init_text
 from clipa.model.torchvision_guard import import_torchvision
 from clipa.reduction.image import gather_patches
 from clipa.spec.family import FAMILIES, Family
@@ -69,7 +70,7 @@ class ImageEncoder(nn.Module):
         if not family.norm_pre:
             self.trunk.norm_pre = nn.Identity()
         self.trunk.head = nn.Linear(tower.width, embed_dim, bias=False)
-        _INITS[family.init](self.trunk, tower.width)
+        init_image(_parts(self.trunk), family.init)
         if self.fixed:
             table = sincos2d(size // tower.patch, tower.width, family.sincos)
             self.trunk.pos_embed = nn.Parameter(table[None], requires_grad=False)
@@ -136,45 +137,9 @@ class ImageEncoder(nn.Module):
         return table.shape == formula.shape and torch.allclose(table.float().cpu(), formula, 0.0, _FIXED_TO_ROUNDING)
 
 
-@torch.no_grad()
-def _init_as_open_clip(trunk: VisionTransformer, width: int) -> None:
-    """OpenCLIP's initialisation: what torch's own layers do there, and width^-0.5 for the four tables."""
-    trunk.patch_embed.proj.reset_parameters()
-    for block in trunk.blocks:
-        for linear in (block.attn.proj, block.mlp.fc1, block.mlp.fc2):
-            linear.reset_parameters()
-        nn.init.xavier_uniform_(block.attn.qkv.weight)  # nn.MultiheadAttention._reset_parameters
-        nn.init.zeros_(block.attn.qkv.bias)
-        nn.init.zeros_(block.attn.proj.bias)
-    for table in (trunk.cls_token, trunk.pos_embed, trunk.head.weight):
-        nn.init.normal_(table, std=width**-0.5)
-
-
-@torch.no_grad()
-def _init_as_jax(trunk: VisionTransformer, width: int) -> None:
-    """CLIPA's JAX initialisation (clipa_jax/models/vit.py): xavier-uniform blocks, zero biases and class token.
-
-    Query, key and value are three matrices there, so each has a fan of its own. The patches have flax's default:
-    LeCun-normal, truncated at two standard deviations (which shrink to 0.8796 of the full normal's).
-    """
-    fan_in = trunk.patch_embed.proj.weight[0].numel()
-    std = fan_in**-0.5 / 0.87962566103423978
-    nn.init.trunc_normal_(trunk.patch_embed.proj.weight, std=std, a=-2 * std, b=2 * std)
-    for block in trunk.blocks:
-        for weight in (*block.attn.qkv.weight.chunk(3), *(m.weight for m in _linears(block))):
-            nn.init.xavier_uniform_(weight)
-        for linear in (block.attn.qkv, *_linears(block)):
-            nn.init.zeros_(linear.bias)
-    nn.init.zeros_(trunk.cls_token)
-    nn.init.normal_(trunk.pos_embed, std=width**-0.5)
-    nn.init.normal_(trunk.head.weight, std=width**-0.5)
-
-
-def _linears(block: nn.Module) -> tuple[nn.Linear, nn.Linear, nn.Linear]:
-    return block.attn.proj, block.mlp.fc1, block.mlp.fc2  # type: ignore[union-attr, return-value]
-
-
-_INITS = {"open_clip": _init_as_open_clip, "jax": _init_as_jax}
+def _parts(trunk: VisionTransformer) -> ImageParts:
+    blocks = tuple(BlockLinears(b.attn.qkv, b.attn.proj, b.mlp.fc1, b.mlp.fc2) for b in trunk.blocks)
+    return ImageParts(trunk.patch_embed.proj, trunk.cls_token, trunk.pos_embed, blocks, trunk.head)
 
 
 class _Block(nn.Module):
@@ -211,24 +176,12 @@ class TextEncoder(nn.Module):
         self.pool = family.text_pool
         self.token_embedding = nn.Embedding(family.vocabulary, width)
         self.positional_embedding = nn.Parameter(torch.empty(tokens, width))
-        self.blocks = nn.ModuleList([_Block(width, tower.heads, mlp, family) for _ in range(tower.layers)])
+        blocks = [_Block(width, tower.heads, mlp, family) for _ in range(tower.layers)]
+        self.blocks = nn.ModuleList(blocks)
         self.ln_final = nn.LayerNorm(width, eps=family.eps)
         self.projection = nn.Linear(width, embed_dim, bias=False)
-        self._init(width, tower.layers)
-
-    def _init(self, width: int, layers: int) -> None:
-        """The same in all families (open_clip's TextTransformer.init_parameters, clipa_jax's text_transformer.py)."""
-        nn.init.normal_(self.token_embedding.weight, std=0.02)
-        nn.init.normal_(self.positional_embedding, std=0.01)
-        for block in self.blocks:
-            assert isinstance(block, _Block)
-            nn.init.normal_(block.qkv.weight, std=width**-0.5)
-            nn.init.normal_(block.proj.weight, std=width**-0.5 * (2 * layers) ** -0.5)
-            nn.init.normal_(block.fc_1.weight, std=(2 * width) ** -0.5)
-            nn.init.normal_(block.fc_2.weight, std=width**-0.5 * (2 * layers) ** -0.5)
-            for linear in (block.qkv, block.proj, block.fc_1, block.fc_2):
-                nn.init.zeros_(linear.bias)
-        nn.init.normal_(self.projection.weight, std=width**-0.5)
+        linears = tuple(BlockLinears(b.qkv, b.proj, b.fc_1, b.fc_2) for b in blocks)
+        init_text(TextParts(self.token_embedding, self.positional_embedding, linears, self.projection), family.init)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Features that are not yet normalised."""

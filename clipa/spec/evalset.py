@@ -72,7 +72,8 @@ class EvalSet(Struct, frozen=True, kw_only=True):
         folders: class folders in the order of `classes`, where they are not named like the classes.
         templates: of prompts; each holds `{}` or `{c}` once.
         train: of a linear probe: the labelled data that it is trained on; empty: the split `train` of `data`.
-        canonical: prompts in lower case without punctuation, as CLIPA-v2's own evaluation has them.
+        canonical: prompts as CLIPA-v2's own evaluation has them: in lower case without punctuation, and with `names`
+            the class name alone as the 81st template.
     """
 
     data: str

@@ -18,6 +18,7 @@ import msgspec
 
 FamilyName: TypeAlias = Literal["v1", "v2", "v2-open_clip"]
 TokenizerName: TypeAlias = Literal["clip-bpe", "bert-wordpiece", "bert-wordpiece-sep"]
+InitName: TypeAlias = Literal["open_clip", "jax", "jax-t5x"]
 Pool: TypeAlias = Literal["cls", "gap", "gap-norm", "gap-all"]
 Interpolation: TypeAlias = Literal["bicubic", "bilinear"]
 Rgb: TypeAlias = tuple[float, float, float]
@@ -46,7 +47,7 @@ class Family(msgspec.Struct, frozen=True, kw_only=True):
             other table) or `recomputed` from the formula.
         new_length: how text positions are resized: `linear` (open_clip, CLIPA's torch code) or `antialias` (the
             triangle filter of jax.image.resize, which differs when a text becomes shorter).
-        init: of random weights: `open_clip`, or `jax` (xavier-uniform image blocks, zero biases and class token).
+        init: of random weights, see clipa.model.random_start.
         interpolation: of images, in training and evaluation.
         mean, std: of the pixels, in [0, 1].
         max_scale: the largest factor of the similarities (exp of the logit scale); None: no limit.
@@ -63,7 +64,7 @@ class Family(msgspec.Struct, frozen=True, kw_only=True):
     sincos: Literal["mae", "moco"]
     new_grid: Literal["resized", "recomputed"]
     new_length: Literal["linear", "antialias"]
-    init: Literal["open_clip", "jax"]
+    init: InitName
     interpolation: Interpolation
     mean: Rgb
     std: Rgb

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from clipa.spec.base import Struct, require
-from clipa.spec.family import FAMILIES, Family, FamilyName, Pool, TokenizerName
+from clipa.spec.family import FAMILIES, Family, FamilyName, InitName, Pool, TokenizerName
 
 LARGEST = 65_536
 """Width, layers and heads beyond this are mistakes, and would take hours to price."""
@@ -53,12 +55,17 @@ def _require_tower(width: int, layers: int, heads: int, mlp_ratio: float) -> Non
 
 
 class Model(Struct, frozen=True, kw_only=True):
-    """Two towers of one family and the width of the space in which they meet."""
+    """Two towers of one family and the width of the space in which they meet.
+
+    `init`: how random weights are drawn; None: as the family does. It says where training starts, not what the weights
+    are: models that differ in nothing else take each other's weights.
+    """
 
     embed_dim: int
     image: ImageTower
     text: TextTower
     family: FamilyName = "v1"
+    init: InitName | None = None
 
     def __post_init__(self) -> None:
         require(1 <= self.embed_dim <= LARGEST, f"embed_dim must be 1 to {LARGEST:,}, got {self.embed_dim}")
@@ -76,5 +83,6 @@ class Model(Struct, frozen=True, kw_only=True):
 
     @property
     def traits(self) -> Family:
-        """What the model's family fixes."""
-        return FAMILIES[self.family]
+        """What the model's family fixes, with the model's own random start where it has one."""
+        own = FAMILIES[self.family]
+        return own if self.init is None else msgspec.structs.replace(own, init=self.init)

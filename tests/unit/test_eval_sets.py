@@ -125,8 +125,8 @@ def test_imagenets_lists() -> None:
         some = imagenet.classes(part)
         assert len(some.names) == 200
         assert all(by_wnid[wnid] == name for wnid, name in zip(some.wnids, some.names, strict=True))
-    assert len(imagenet.templates()) == 80
-    assert imagenet.templates()[0] == "a bad photo of a {c}."
+    assert len(imagenet.templates(canonical=False)) == 80
+    assert imagenet.templates(canonical=False)[0] == "a bad photo of a {c}."
 
 
 def test_numbered_folders_are_in_numerical_order() -> None:
@@ -162,6 +162,11 @@ def test_objectnet_uses_its_own_mapping(tmp_path: Path) -> None:
     assert found.data.classes == ("alarm clock", "backpack")
     assert [shard.name for shard in found.manifests[0].shards] == ["alarm_clock", "backpack"]
     assert len(settled(found.data).templates) == 80
+    canonical_data = msgspec.structs.replace(found.data, canonical=True)
+    assert settled(canonical_data).templates == (*settled(found.data).templates, "{c}")
+    assert settled(canonical_data).of("Alarm clock")[-2:] == ["a tattoo of the alarm clock", "alarm clock"]
+    own = msgspec.structs.replace(canonical_data, templates=("a {c}.",))
+    assert settled(own).templates == ("a {c}.",)
     shutil.rmtree(tmp_path / "images" / "backpack")
     assert "backpack" in refused(tmp_path, names="objectnet")
 
