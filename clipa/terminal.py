@@ -130,6 +130,11 @@ def say_json(value: object, indent: int = 0) -> None:
     send(text + "\n")
 
 
+def say_document(schema: str, /, **fields: object) -> None:
+    """Print a JSON document of a command: `schema` is its name and version, as docs/json.md lists them."""
+    say_json({"schema": schema, **fields}, indent=2)
+
+
 def send(text: str, err: bool = False) -> None:
     """Write text that is safe already. What the stream's encoding does not have is escaped."""
     stream: TextIO | None = sys.stderr if err else sys.stdout

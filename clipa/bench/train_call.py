@@ -24,7 +24,7 @@ from clipa.bench.train_windows import Budget
 from clipa.errors import ConfigError
 from clipa.registry import calibration, provenance, roots
 from clipa.spec.hardware import Gpu, gpu_named
-from clipa.terminal import json_text, say
+from clipa.terminal import say, say_document
 
 CPU_RECIPE, GPU_RECIPE = "scaling-s16", "clipa-l16-i37-t8"
 CPU_BATCH = 32
@@ -129,8 +129,10 @@ def call(options: Options) -> int:
         if options.calibrations is not None:
             roots.remember(options.calibrations)
         report = _report(options, measured, began, before)
-        raw = json_text(report, indent=2) if options.json else ""
-        say(raw or train_show.text(report))
+        if options.json:
+            say_document("clipa.bench-train/1", **msgspec.structs.asdict(report))
+        else:
+            say(train_show.text(report))
 
     if options.all:
         what = All(options.changes, options.rivals, options.device, options.steps, options.peak, options.calibrations)

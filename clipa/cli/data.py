@@ -5,19 +5,22 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Literal
 
+import msgspec
 import typer
 
 from clipa.cli import words
 from clipa.errors import InputError
 from clipa.interpreter import module_argv
 from clipa.spec.user_paths import expand_user
+from clipa.terminal import say_document
 
 app = typer.Typer(
     help="Datasets.", epilog="Example: clipa data stage s3://bucket/shards", no_args_is_help=True, rich_markup_mode=None
 )
 
 Url = Annotated[str, typer.Argument(help="A URL, a folder, or a name that clipa.toml or the cluster profile binds.")]
-Json = Annotated[bool, typer.Option("--json", help="Print events or facts as JSON.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as a JSON document.")]
+JsonLines = Annotated[bool, typer.Option("--jsonl", help="Print each event as a line of JSON.")]
 Cluster = Annotated[
     str | None,
     typer.Option("--cluster", help="Whose datasets and cache are meant.", autocompletion=words.complete_cluster),
@@ -52,6 +55,7 @@ def stage(
     requester_pays: RequesterPays = False,
     cluster: Cluster = None,
     json: Json = False,
+    jsonl: JsonLines = False,
 ) -> None:
     """Bring a dataset here, whole or not at all. Interrupted, the same command goes on."""
     from clipa.cli import transfer
@@ -67,7 +71,7 @@ def stage(
         verify=verify,
         check=check,
     )
-    transfer.follow(request, json)
+    transfer.follow(request, json, jsonl)
 
 
 @app.command(epilog="Example: clipa data index s3://bucket/laion --scan")
@@ -84,6 +88,7 @@ def index(
     requester_pays: RequesterPays = False,
     cluster: Cluster = None,
     json: Json = False,
+    jsonl: JsonLines = False,
 ) -> None:
     """Write the manifest beside a dataset: shards, sizes, digests, samples."""
     from clipa.cli import transfer
@@ -91,7 +96,7 @@ def index(
 
     place = transfer.place(cluster)
     source = transfer.source(place, url, "", endpoint, region, profile, anonymous, requester_pays)
-    transfer.follow(errand.Index(source=source, scan=scan, journal=str(place.cache / "index")), json)
+    transfer.follow(errand.Index(source=source, scan=scan, journal=str(place.cache / "index")), json, jsonl)
 
 
 @app.command(epilog="Example: clipa data verify /scratch/laion")
@@ -101,23 +106,24 @@ def verify(
     ],
     cluster: Cluster = None,
     json: Json = False,
+    jsonl: JsonLines = False,
 ) -> None:
     """Hash every shard in a folder. Exit code 1 when one is wrong or missing."""
     from clipa.cli import transfer
     from clipa.staging import errand
 
-    transfer.follow(errand.Verify(folder=transfer.staged(what, cluster)), json)
+    transfer.follow(errand.Verify(folder=transfer.staged(what, cluster)), json, jsonl)
 
 
 @app.command(epilog="Example: clipa data ls")
 def ls(cluster: Cluster = None, json: Json = False) -> None:
     """What lies in the cache, least recently used first."""
-    from clipa.cli import show, transfer
+    from clipa.cli import transfer
     from clipa.staging import cache
 
     found = cache.listing(transfer.place(cluster).cache)
     if json:
-        show.json(found)
+        say_document("clipa.cache/1", entries=found)
     else:
         transfer.print_listing(found)
 
@@ -135,13 +141,13 @@ def gc(
     json: Json = False,
 ) -> None:
     """Remove the least recently used from the cache, never what a live run needs."""
-    from clipa.cli import show, transfer
+    from clipa.cli import transfer
     from clipa.staging import cache
 
     place = transfer.place(cluster)
     swept = cache.sweep(place.cache, transfer.limit(limit, place), dry_run)
     if json:
-        show.json(swept)
+        say_document("clipa.cache-eviction/1", **msgspec.structs.asdict(swept))
     else:
         transfer.print_swept(swept, dry_run)
 

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.console import Group
 from rich.live import Live
@@ -24,11 +25,24 @@ SAME_S = 60.0
 """Seconds after which a line is said again though nothing in it has changed."""
 
 
-def follow(runs: Sequence[str], root: Path, quiet: bool = False, holds: bool = False) -> int:
-    """Follow runs of one root until none is live. Returns the exit code: 0 when all are DONE.
+class Followed(NamedTuple):
+    """How following ended: the exit code of the command, and the runs as they were seen last."""
 
-    Ctrl-C stops following; the work goes on. Where this process `holds` the work (the first one of a container), Ctrl-C
-    and TERM ask the work to save and leave, and the exit code is 128 and the signal's number.
+    code: int
+    runs: list[RunStatus]
+
+
+def follow(runs: Sequence[str], root: Path, quiet: bool = False, holds: bool = False) -> Followed:
+    """Follow runs of one root until none is live. The exit code is 0 when all are DONE, else 1.
+
+    Ctrl-C stops following; the work goes on (exit code 130). Where this process `holds` the work (the first one of a
+    container), Ctrl-C and TERM ask the work to save and leave, and the exit code is 128 and the signal's number.
+
+    Args:
+        runs: ids.
+        root: their run root.
+        quiet: print nothing to stdout: the caller prints a document.
+        holds: the work ends with this process.
     """
     asked = _ask_on_signal(runs, root) if holds else []
     try:
@@ -36,15 +50,13 @@ def follow(runs: Sequence[str], root: Path, quiet: bool = False, holds: bool = F
     except KeyboardInterrupt:
         show.note("\nno longer following; the work goes on. To see it: clipa status   to stop it: clipa cancel "
                   + " ".join(runs[:1]))  # fmt: skip
-        return 130
-    if quiet:
-        show.json(list(found))
-    else:
+        return Followed(130, _states(runs, root))
+    if not quiet:
         show.results(found)
     for line in show.reasons(found):
         show.note(line)
     done = all(s.state is State.DONE for s in found)
-    return 0 if done else 128 + asked[0] if asked else 1
+    return Followed(0 if done else 128 + asked[0] if asked else 1, found)
 
 
 def _ask_on_signal(runs: Sequence[str], root: Path) -> list[int]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
+import msgspec
 import typer
 
 from clipa.cli import words
 from clipa.spec.counted import counted
 from clipa.spec.user_paths import expand_user
-from clipa.terminal import say
+from clipa.terminal import say, say_document
 
 if TYPE_CHECKING:
     from clipa.image.engine import Engine, Image
@@ -73,7 +74,7 @@ def build(
     if found:
         show.note("there already: the same content has the same tag, and was not built again")
     if json:
-        show.json(docker.find(made.id))
+        say_document("clipa.image/1", image=docker.find(made.id), layers=docker.layers(made.id))
     else:
         say(decided.tag)
 
@@ -88,7 +89,7 @@ def list_(json: Json = False) -> None:
 
     found = engine.connect().images()
     if json:
-        show.json(found)
+        say_document("clipa.images/1", images=found)
         return
     if not found:
         show.note("no image of clipa yet. Make one: clipa image build")
@@ -105,14 +106,13 @@ def list_(json: Json = False) -> None:
 @app.command(epilog="Example: clipa image inspect latest")
 def inspect(image: Reference = "latest", json: Json = False) -> None:
     """What an image is: id, digests, revision, base, and the size of each layer."""
-    from clipa.cli import show
     from clipa.image import engine
 
     docker = engine.connect()
     found = chosen(docker, image)
     layers = docker.layers(found.id)
     if json:
-        show.json({"image": found, "layers": layers})
+        say_document("clipa.image/1", image=found, layers=layers)
         return
     say(f"{_name(found)}\n  id        {found.id}")
     for name in found.tags:
@@ -132,14 +132,13 @@ def push(
     json: Json = False,
 ) -> None:
     """Send an image to a registry. What is printed is the name that never moves: NAME@sha256:..."""
-    from clipa.cli import show
     from clipa.cli.building import Watcher
     from clipa.image import engine, ship
 
     docker = engine.connect()
     with Watcher(quiet=json) as watcher:
         pinned = ship.push(docker, chosen(docker, image), name, watcher)
-    show.json({"image": pinned}) if json else say(pinned)
+    say_document("clipa.image-reference/1", image=pinned) if json else say(pinned)
 
 
 @app.command(epilog="Example: clipa image export latest /shared/clipa.sif")
@@ -156,7 +155,7 @@ def export(
     docker = engine.connect()
     record, made = write(docker, chosen(docker, image), expand_user(file).absolute())
     if json:
-        show.json(record)
+        say_document("clipa.image-file/1", **msgspec.structs.asdict(record))
         return
     if not made:
         show.note("there already, and whole")
@@ -183,7 +182,7 @@ def prune(
         for name in one.tags or (one.id,):
             docker.remove(name)
     if json:
-        show.json(found)
+        say_document("clipa.images/1", images=found)
         return
     for one in found:
         say(f"{_name(one)}  {one.id[7:19]}  {one.created[:19]}")

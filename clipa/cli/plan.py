@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clipa.cli import words
+from clipa.terminal import say_document
 
 if TYPE_CHECKING:
     from clipa.spec.cost import Cost
@@ -44,7 +45,7 @@ def plan(
 
     Reads no data. The rate is measured where a calibration is in the registry, else assumed, and named as such.
     """
-    from clipa.cli import costs, show
+    from clipa.cli import costs
     from clipa.spec import catalog
     from clipa.spec import points as reported
     from clipa.spec.load import load_recipe
@@ -54,7 +55,8 @@ def plan(
         found = reported.points(loaded)
         priced = [(point, _cost(point.loaded, cluster, mfu)) for point in found]
         if json:
-            show.json([{"published": p.published, "digest": p.loaded.digest, "cost": c} for p, c in priced])
+            rows = [{"published": p.published, "digest": p.loaded.digest, "cost": c} for p, c in priced]
+            say_document("clipa.plan-points/1", points=rows)
         else:
             costs.print_points(loaded, priced)
         return
@@ -62,7 +64,7 @@ def plan(
     said = reported.reported(loaded)
     if json:
         facts = {"recipe": loaded.recipe.name, "file": str(loaded.path), "digest": loaded.digest}
-        show.json({**facts, "cost": priced_here, "published": said})
+        say_document("clipa.plan/1", **facts, cost=priced_here, published=said)
     else:
         costs.print_plan(loaded, priced_here, said)
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from clipa.cli import words
+from clipa.terminal import say_document
 
 if TYPE_CHECKING:
     from clipa.registry.curves import Curves, Mark
@@ -46,7 +47,7 @@ def plot(
         picture.draw(_scene(marks, groups), out)
         show.note(f"drawn into {out}")
     if json:
-        show.json({"marks": marks, "left_out": found.left_out})
+        say_document("clipa.plot/1", marks=marks, left_out=found.left_out)
         return
     _print(marks, found)
 

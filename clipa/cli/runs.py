@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from clipa.cli import plot, words
-from clipa.terminal import say
+from clipa.terminal import say, say_document
 
 group = typer.Typer(
     help="What has run.", epilog="Example: clipa runs list", no_args_is_help=True, rich_markup_mode=None
@@ -58,7 +58,7 @@ def status(
     shown = found if runs or json else [s for s in found if s.state.is_live] + found[-RECENT:]
     shown = [s for s in found if s in shown]
     if json:
-        show.json(shown)
+        say_document("clipa.runs/1", runs=shown)
         return
     if watch and shown:
         _watch([s.run for s in shown])
@@ -114,7 +114,7 @@ def cancel(runs: SomeRuns, json: Json = False) -> None:
     found = words.chosen(runs, words.everything(settle=True).statuses)
     after = control.cancel(found)
     if json:
-        show.json(after)
+        say_document("clipa.runs/1", runs=after)
     else:
         show.console().print(show.statuses(after))
 
@@ -128,6 +128,7 @@ def resume(
 ) -> None:
     """Start the next attempt of runs that are neither DONE nor live, and of the phases behind them."""
     from clipa.cli import show
+    from clipa.cli.follow import follow
     from clipa.host import container
     from clipa.launch import control
 
@@ -137,16 +138,16 @@ def resume(
         show.note(note)
     resumed = control.resume(found)
     holds = container.ends_with_us()
-    if json:
-        show.json({"runs": [s.run for s in resumed]})
-    else:
+    ids = [s.run for s in resumed]
+    if not json:
         show.note(f"resumed; {show.ends(holds)}")
-        for s in resumed:
-            say(s.run)
-    if wait or holds:
-        from clipa.cli.follow import follow
-
-        raise typer.Exit(follow([s.run for s in resumed], Path(resumed[0].root), quiet=json, holds=holds))
+        for run in ids:
+            say(run)
+    followed = follow(ids, Path(resumed[0].root), quiet=json, holds=holds) if wait or holds else None
+    if json:
+        say_document("clipa.resume/1", runs=ids, statuses=followed.runs if followed else None)
+    if followed:
+        raise typer.Exit(followed.code)
 
 
 def wait(runs: SomeRuns, json: Json = False) -> None:
@@ -158,7 +159,10 @@ def wait(runs: SomeRuns, json: Json = False) -> None:
     roots = {s.root for s in found}
     if len(roots) > 1:
         raise InputError("these runs are in different run roots", where=", ".join(sorted(roots)))
-    raise typer.Exit(follow([s.run for s in found], Path(roots.pop()), quiet=json))
+    followed = follow([s.run for s in found], Path(roots.pop()), quiet=json)
+    if json:
+        say_document("clipa.runs/1", runs=followed.runs)
+    raise typer.Exit(followed.code)
 
 
 @group.command("list", epilog="Example: clipa runs list --json")
@@ -168,7 +172,7 @@ def list_(json: Json = False) -> None:
 
     found = words.everything().statuses
     if json:
-        show.json(found)
+        say_document("clipa.runs/1", runs=found)
         return
     show.console().print(show.statuses(found))
 
@@ -181,7 +185,8 @@ def show_(runs: SomeRuns, json: Json = False) -> None:
     scan = words.everything()
     found = words.chosen(runs, scan.statuses)
     if json:
-        show.json([{"status": s, "plan": scan.facts[s.run].plan} for s in found])
+        details = [{"status": s, "plan": scan.facts[s.run].plan} for s in found]
+        say_document("clipa.run-details/1", runs=details)
         return
     for s in found:
         facts = scan.facts[s.run]

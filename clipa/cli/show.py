@@ -9,12 +9,11 @@ from rich.table import Table
 from rich.text import Text
 
 from clipa.cli import console as safe_console
-from clipa.cli import streams
 from clipa.registry.state import State
 from clipa.spec.counted import counted
 from clipa.spec.evalset import label
 from clipa.storage.pattern import redacted
-from clipa.terminal import json_text, one_line, say
+from clipa.terminal import one_line, say, say_document
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -50,11 +49,6 @@ def console(err: bool = False) -> Console:
 def note(text: str) -> None:
     """Print a remark to stderr."""
     say(text, err=True)
-
-
-def json(value: object) -> None:
-    """Print one JSON document."""
-    streams.write_json(json_text(value, indent=2).encode() + b"\n")
 
 
 _COLUMNS: tuple[tuple[str, bool, int, Callable[[RunStatus], str | Text]], ...] = (
@@ -197,7 +191,7 @@ def dry_run(prepared: Prepared, as_json: bool) -> None:
     for text in prepared.notes:
         note(text)
     if as_json:
-        json({"plans": prepared.plans, "submission": request.describe(prepared)})
+        say_document("clipa.dry-run/1", plans=prepared.plans, submission=request.describe(prepared))
         return
     say(plan_text(prepared.plans))
     say()
@@ -239,12 +233,20 @@ def ends(holds: bool) -> str:
     return "it ends with this container" if holds else "it goes on when this terminal closes"
 
 
-def submitted(submission: Submission, as_json: bool, holds: bool = False) -> None:
-    """The ids of what was submitted."""
-    if as_json:
-        json({"runs": [s.run for s in submission.runs], "group": submission.runs[0].group, "root": submission.root,
-              "already": submission.already})  # fmt: skip
-        return
+def submission_document(submission: Submission, statuses: Sequence[RunStatus] | None) -> None:
+    """Print a submission as one document; `statuses` are those at the end of `--wait`, None without it."""
+    say_document(
+        "clipa.submission/1",
+        runs=[s.run for s in submission.runs],
+        group=submission.runs[0].group,
+        root=submission.root,
+        already=submission.already,
+        statuses=statuses,
+    )
+
+
+def submitted(submission: Submission, holds: bool = False) -> None:
+    """Print the ids of the submitted runs."""
     if submission.already:
         note(submission.already)
     else:

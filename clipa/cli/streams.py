@@ -38,17 +38,6 @@ def _escape_unencodable(stream: TextIO) -> None:
         reconfigure(errors="backslashreplace")
 
 
-def write_json(text: bytes) -> None:
-    """Write a JSON document to stdout: always UTF-8, whatever the terminal can show."""
-    sys.stdout.flush()
-    binary = getattr(sys.stdout, "buffer", None)
-    if binary is None:
-        sys.stdout.write(text.decode())
-    else:
-        binary.write(text)
-    sys.stdout.flush()
-
-
 def exit_code_of_closed_pipe() -> int:
     """Return the exit code for `clipa ... | head`, and keep the interpreter from complaining at its end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from clipa.cli import words
+
+if TYPE_CHECKING:
+    from clipa.launch.request import Submission
 
 app = typer.Typer(
     help="Plan and submit phases of a recipe.",
@@ -74,6 +77,19 @@ def pipeline(
     _submit("pipeline", recipe, cluster, set_, from_, name, dry_run, wait, build, json)
 
 
+def finish(submission: Submission, wait: bool, json: bool, holds: bool = False) -> None:
+    """Follow submitted runs if asked to, print the document if asked to, and leave with the right exit code."""
+    from clipa.cli import show
+    from clipa.cli.follow import follow
+
+    runs = [run.run for run in submission.runs]
+    followed = follow(runs, Path(submission.root), quiet=json, holds=holds) if wait or holds else None
+    if json:
+        show.submission_document(submission, followed.runs if followed else None)
+    if followed:
+        raise typer.Exit(followed.code)
+
+
 def _submit(
     what: str, recipe: str | None, cluster: str | None, overrides: list[str] | None, from_: str | None, name: str,
     dry_run: bool, wait: bool, build: bool, json: bool,
@@ -97,8 +113,6 @@ def _submit(
         if remark:
             show.note(remark)
     holds = container.ends_with_us()
-    show.submitted(submission, json, holds)
-    if wait or holds:
-        from clipa.cli.follow import follow
-
-        raise typer.Exit(follow([run.run for run in submission.runs], Path(submission.root), quiet=json, holds=holds))
+    if not json:
+        show.submitted(submission, holds)
+    finish(submission, wait, json, holds)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from clipa.cli import words
-from clipa.terminal import say
+from clipa.cli.submit import finish
+from clipa.terminal import say, say_document
 
 if TYPE_CHECKING:
     from clipa.launch.sweep import Sweep
@@ -60,14 +61,11 @@ def sweep(
     submission = grid.submit(settled)
     if remark := words.remark_on_root(Path(submission.root)):
         show.note(remark)
-    show.submitted(submission, json)
     if not json:
+        show.submitted(submission)
         group = submission.runs[0].name or submission.runs[0].group
         show.note(f"{len(settled.points)} points; the picture: clipa runs plot --group {group}")
-    if wait:
-        from clipa.cli.follow import follow
-
-        raise typer.Exit(follow([run.run for run in submission.runs], Path(submission.root), quiet=json))
+    finish(submission, wait, json)
 
 
 def _dry_run(settled: Sweep, json: bool) -> None:
@@ -84,7 +82,8 @@ def _dry_run(settled: Sweep, json: bool) -> None:
     priced = [cost.cost(r.recipe.recipe, place, r.recipe.about.datasets, measured) for r in settled.requests]
     if json:
         rows = zip(settled.points, prepared, priced, strict=True)
-        show.json([{"point": p, "plans": ready.plans, "cost": c} for p, ready, c in rows])
+        points = [{"point": p, "plans": ready.plans, "cost": c} for p, ready, c in rows]
+        say_document("clipa.sweep-dry-run/1", points=points)
         return
     costs.print_grid(settled.points, priced)
     if scripts := grid.describe(prepared):

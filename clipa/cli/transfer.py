@@ -17,7 +17,7 @@ from clipa.spec.cluster import Dataset
 from clipa.spec.user_paths import expand_user
 from clipa.staging import errand
 from clipa.staging.cache import Cached, Swept
-from clipa.terminal import say, say_json
+from clipa.terminal import say, say_document, say_json
 
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kMGT]?)(i?)B?", re.IGNORECASE)
 
@@ -149,16 +149,34 @@ def limit(word: str, here: Place) -> int:
     return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
 
 
-def follow(request: errand.AnyRequest, json: bool) -> None:
-    """Do an errand and show how it goes: lines of JSON, or a bar and a sentence."""
+DOCUMENTS: dict[type, str] = {
+    errand.Staged: "clipa.data-staged/1",
+    errand.Indexed: "clipa.data-indexed/1",
+    errand.Verified: "clipa.data-verified/1",
+}
+"""The event that ends each request, and the document that `--json` makes of it."""
+
+
+def follow(request: errand.AnyRequest, json: bool, jsonl: bool) -> None:
+    """Run a request in a staging process and show its progress.
+
+    Args:
+        request: the work.
+        json: print the result as one JSON document.
+        jsonl: print each event as a line of JSON, as it happens.
+    """
     try:
-        if json:
-            code = 0
-            for event in errand.run(request):
-                say_json(event)
-                code = max(code, _code(event))
-            raise typer.Exit(code)
-        _watch(request)
+        if not json and not jsonl:
+            _watch(request)
+            return
+        code = 0
+        for event in errand.run(request):
+            if jsonl:
+                say_json({"schema": "clipa.data-event/1", **msgspec.to_builtins(event)})
+            elif type(event) in DOCUMENTS:
+                say_document(DOCUMENTS[type(event)], **msgspec.structs.asdict(event))
+            code = max(code, _code(event))
+        raise typer.Exit(code)
     except KeyboardInterrupt:
         show.note("stopped; the same command goes on from here")
         raise typer.Exit(130) from None

@@ -23,7 +23,7 @@ from clipa.staging import errand
 from clipa.storage.dataset import beside
 from clipa.storage.manifest import Shard
 from clipa.storage.store import Store
-from clipa.terminal import say, say_json, send
+from clipa.terminal import say, say_document, send
 
 
 class Finding(Record, frozen=True, kw_only=True):
@@ -178,7 +178,7 @@ def main() -> int:
         return told(error)
     except KeyboardInterrupt:
         return 130
-    say_json(report) if request.json else say(text_of(report))
+    say_document("clipa.data-doctor/1", **msgspec.structs.asdict(report)) if request.json else say(text_of(report))
     return int(bool(report.findings))
 
 

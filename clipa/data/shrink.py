@@ -29,7 +29,7 @@ from clipa.storage.dataset import index, publish_manifest, require_safe
 from clipa.storage.evaluation import DATASET_TYPE, NSHARDS
 from clipa.storage.manifest import Manifest, Shard
 from clipa.storage.store import Entry, Store
-from clipa.terminal import say, say_json
+from clipa.terminal import say, say_document
 
 SCHEMA = 1
 SIDES = (16, 4096)
@@ -259,7 +259,7 @@ def main() -> int:
     except KeyboardInterrupt:
         say("stopped; the same command goes on from here", err=True)
         return 130
-    say_json(done) if request.json else say(text_of(done))
+    say_document("clipa.data-shrink/1", **msgspec.structs.asdict(done)) if request.json else say(text_of(done))
     return 0
 
 

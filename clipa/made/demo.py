@@ -8,11 +8,13 @@ from __future__ import annotations
 import argparse
 import sys
 
+import msgspec
+
 from clipa.errors import ClipaError, told
 from clipa.made import digits, emoji
 from clipa.made.splits import Written
 from clipa.made.splits import write as write_made
-from clipa.terminal import say, say_json
+from clipa.terminal import say, say_document
 
 MAKERS = {"digits": digits.MAKER, "emoji": emoji.MAKER}
 
@@ -40,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     except ClipaError as error:
         return told(error)
     if options.json:
-        say_json(done)
+        say_document("clipa.data-demo/1", **msgspec.structs.asdict(done))
         return 0
     say(f"{done.url}: version {done.version}, {'written' if done.written else 'was there already'}")
     for name, split in done.splits.items():

@@ -18,7 +18,7 @@ from clipa.spec.budget import model_params
 from clipa.spec.card import Card
 from clipa.spec.family import FamilyName, Pool
 from clipa.spec.user_paths import expand_user
-from clipa.terminal import say, say_json
+from clipa.terminal import say, say_document
 
 
 class Converted(msgspec.Struct, frozen=True, kw_only=True):
@@ -100,7 +100,7 @@ def main(arguments: list[str] | None = None) -> int:
             traceback.print_exc()
         return told(error)
     if given.json:
-        say_json(done)
+        say_document("clipa.weights/1", **msgspec.structs.asdict(done))
     else:
         _say(done)
     return 0

@@ -97,7 +97,7 @@ class Road:
 
     def status(self, run: str) -> dict[str, object]:
         found = json.loads(self.run("status", run, "--json"))
-        return dict(found[0])
+        return dict(found["runs"][0])
 
     def until(self, run: str, reached: Callable[[dict[str, object]], bool], seconds: float = 120) -> dict[str, object]:
         deadline = time.monotonic() + seconds

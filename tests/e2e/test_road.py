@@ -46,7 +46,7 @@ def test_a_strangers_pipeline_on_two_processes(road: Road) -> None:
     profile.write_text(profile.read_text() + "processes = 2\n")
     out = road.run("submit", "pipeline", "--name", "first", "--wait")
     assert "top-1 of colours" in out
-    found = json.loads(road.run("status", "first", "--json", cwd=Path("/")))
+    found = json.loads(road.run("status", "first", "--json", cwd=Path("/")))["runs"]
     assert [s["state"] for s in found] == ["DONE", "DONE", "DONE"]
     assert [s["phase"] for s in found] == ["pretrain", "finetune", "eval"]
     assert found[2]["scores"][0]["samples"] == 64
@@ -60,13 +60,13 @@ def test_a_strangers_pipeline_on_two_processes(road: Road) -> None:
     assert "nothing to resume" in road.run("resume", "first", code=2)
 
     shutil.rmtree(Path(os.environ["HOME"]) / ".cache" / "clipa")
-    rebuilt = json.loads(road.run("status", "first", "--json", cwd=Path("/")))
+    rebuilt = json.loads(road.run("status", "first", "--json", cwd=Path("/")))["runs"]
     for before, after in zip(found, rebuilt, strict=True):
         before.pop("age_s"), after.pop("age_s")
         assert before == after, "the index is only a cache"
 
     road.run("submit", "eval", "--wait")
-    assert json.loads(road.run("status", "latest", "--json"))[0]["state"] == "DONE"
+    assert json.loads(road.run("status", "latest", "--json"))["runs"][0]["state"] == "DONE"
     assert not road.processes()
 
 
@@ -202,7 +202,16 @@ def test_dry_run_shows_the_command_and_submits_nothing(road: Road) -> None:
     out = road.run("submit", "pipeline", "--dry-run")
     assert "-m clipa.train" in out
     assert "-m clipa.eval" in out
-    assert "no runs yet" in road.run("status") or not road.run("runs", "list", "--json").strip("[] \n")
+    assert "no runs yet" in road.run("status") or not json.loads(road.run("runs", "list", "--json"))["runs"]
+
+
+def test_submit_and_wait_print_one_document(road: Road) -> None:
+    small = ["--set", "phases.pretrain.samples=64", "--set", "phases.pretrain.optim.warmup_samples=0"]
+    done = json.loads(road.run("submit", "pretrain", *small, "--wait", "--json"))
+    assert done["schema"] == "clipa.submission/1"
+    (status,) = done["statuses"]
+    assert (done["runs"], status["state"]) == ([status["run"]], "DONE")
+    assert json.loads(road.run("wait", *done["runs"], "--json"))["runs"][0]["state"] == "DONE"
 
 
 def test_junk_in_the_run_root_never_crashes_and_is_named(road: Road) -> None:
@@ -232,10 +241,10 @@ def test_a_sweep_is_one_group_and_its_picture_is_drawn_from_the_registry(road: R
     grid = ["sweep", "two.toml", "--over", "phases.pretrain.image.size=8,16", "--name", "law",
             "--set", "phases.pretrain.samples=320", "--set", "phases.finetune.samples=320"]  # fmt: skip
     assert "nearest" in road.run(*grid, "--over", "phases.finetune.image.size=24,25", code=2)
-    assert json.loads(road.run("status", "--json")) == [], "nothing was submitted"
+    assert json.loads(road.run("status", "--json"))["runs"] == [], "nothing was submitted"
     assert "2 points" in road.run(*grid, "--dry-run")
     road.run(*grid, "--wait")
-    found = json.loads(road.run("status", "law", "--json"))
+    found = json.loads(road.run("status", "law", "--json"))["runs"]
     assert [s["state"] for s in found] == ["DONE"] * 4
     assert len({s["group"] for s in found}) == 1
     assert [s["image_tokens"] for s in found] == [1, 9, 4, 9]

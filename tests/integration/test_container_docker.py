@@ -63,7 +63,7 @@ class Project:
         return list(json.loads(self.run("submit", *words, "--json"))["runs"])
 
     def status(self, run: str) -> dict[str, Any]:
-        return dict(json.loads(self.run("status", run, "--json"))[0])
+        return dict(json.loads(self.run("status", run, "--json"))["runs"][0])
 
     def run_dir(self, run: str) -> RunDir:
         return RunDir(self.folder / "runs" / run)
@@ -97,7 +97,7 @@ def test_a_pipeline_in_containers_of_two_ranks(project: Project, image: str) -> 
     project.profile(f'image = "{image}"\n', processes=2)
     runs = project.submit("pipeline", "demo", *SMALL, "--set", "phases.pretrain.shuffle_window=1000")
     project.run("wait", *runs)
-    found = json.loads(project.run("status", *runs, "--json"))
+    found = json.loads(project.run("status", *runs, "--json"))["runs"]
     assert [s["state"] for s in found] == ["DONE"] * 3
     ident = project.engine.docker("image", "inspect", "--format", "{{.Id}}", image)
     for run in runs:

@@ -98,12 +98,15 @@ def test_from_a_bucket_to_a_verified_folder(tmp_path: Path, bucket: str, proxy: 
 
 
 def test_events_for_programs(tmp_path: Path, bucket: str, proxy: FaultProxy) -> None:
-    words = ["stage", bucket, "--shards", "{00000..00001}", "--to", str(tmp_path), "--endpoint", proxy.url, "--json"]
+    words = ["stage", bucket, "--shards", "{00000..00001}", "--to", str(tmp_path), "--endpoint", proxy.url, "--jsonl"]
     said = [json.loads(line) for line in clipa(*words).splitlines()]
     assert [e["event"] for e in said if e["event"] != "progress"] == ["found", "staged"]
     assert said[-1]["shards"] == 2
     assert said[-1]["fetched_bytes"] == said[0]["bytes"] == said[-2]["done"]
+    assert {e["schema"] for e in said} == {"clipa.data-event/1"}
     assert sorted(path.name for path in tmp_path.glob("*.tar")) == ["00000.tar", "00001.tar"]
+    done = json.loads(clipa(*words[:-1], "--json"))
+    assert (done["schema"], done["shards"], done["fetched_bytes"]) == ("clipa.data-staged/1", 2, 0)
 
 
 def test_a_dataset_by_its_name_with_the_profile_of_its_bucket(tmp_path: Path, bucket: str, proxy: FaultProxy) -> None:
@@ -112,7 +115,7 @@ def test_a_dataset_by_its_name_with_the_profile_of_its_bucket(tmp_path: Path, bu
     assert "fetched 0 B" in clipa("stage", f"{bucket}/*.tar", cwd=tmp_path), "a URL is reached as its neighbour is"
     listed = clipa("ls", cwd=tmp_path)
     assert bucket in listed
-    (found,) = json.loads(clipa("ls", "--json", cwd=tmp_path))
+    (found,) = json.loads(clipa("ls", "--json", cwd=tmp_path))["entries"]
     assert found["shards"] == 4
     assert "4 right" in clipa("verify", found["path"])
     assert "4 right" in clipa("verify", "laion", cwd=tmp_path)

@@ -70,7 +70,7 @@ def test_it_runs_as_any_user_and_is_whole(engine: Engine, image: str, user: str)
     run = ["run", "--rm", "--network", "none", *words, "--entrypoint", "sh", image, "-c", ask]
     who, _, said = engine.docker(*run).partition("\n")
     assert who == (user.partition(":")[0] or "10001")
-    findings = json.loads(said)
+    findings = json.loads(said)["findings"]
     assert not [one for one in findings if one["state"] == "bad"], findings
     assert any(one["what"] == "training part installed" for one in findings)
 

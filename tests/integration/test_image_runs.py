@@ -66,7 +66,7 @@ class Box:
 
     def status(self, *words: str) -> list[dict[str, Any]]:
         """As a second container under another user sees it."""
-        return list(json.loads(self.run("status", *words, "--json", user="4321:4321")))
+        return list(json.loads(self.run("status", *words, "--json", user="4321:4321"))["runs"])
 
     def run_dir(self, run: str) -> RunDir:
         return RunDir(self.runs / run)

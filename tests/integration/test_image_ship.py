@@ -108,14 +108,14 @@ def test_prune_on_the_engine(engine: Engine, small: str) -> None:
     container = engine.docker("create", "--network", "none", small, "x")
     names = {
         name
-        for one in json.loads(clipa(engine, "prune", "--keep", "0", "--dry-run", "--json")[0])
+        for one in json.loads(clipa(engine, "prune", "--keep", "0", "--dry-run", "--json")[0])["images"]
         for name in one["tags"]
     }
     assert small not in names, "a container was made from it"
     engine.docker("rm", container)
     names = {
         name
-        for one in json.loads(clipa(engine, "prune", "--keep", "0", "--dry-run", "--json")[0])
+        for one in json.loads(clipa(engine, "prune", "--keep", "0", "--dry-run", "--json")[0])["images"]
         for name in one["tags"]
     }
     assert small in names

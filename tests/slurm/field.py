@@ -143,5 +143,5 @@ def processes_with(mark: str) -> Iterator[tuple[int, str]]:
 
 def states(field: Field, *runs: str) -> list[str]:
     """The states of runs, from one command."""
-    found = {s["run"]: s["state"] for s in json.loads(field.run("status", *runs, "--json"))}
+    found = {s["run"]: s["state"] for s in json.loads(field.run("status", *runs, "--json"))["runs"]}
     return [found[run] for run in runs]

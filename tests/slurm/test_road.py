@@ -31,7 +31,7 @@ def test_a_pipeline_on_two_nodes_is_a_chain_of_jobs(field: Field) -> None:
     field.run("wait", *runs)
     assert states(field, *runs) == ["DONE"] * 3
     assert len(field.said(runs[0], events.NodeEnded)) == 1
-    score = json.loads(field.run("status", runs[2], "--json"))[0]["scores"][0]
+    score = json.loads(field.run("status", runs[2], "--json"))["runs"][0]["scores"][0]
     assert score["metrics"]["top1"] > 60, "four flat colours are easy"
     assert "step" in field.run("logs", runs[0])
     until(lambda: not field.queue(runs[2]), "an empty queue")
@@ -113,7 +113,7 @@ def test_status_from_another_shell_without_slurm(field: Field) -> None:
     done = subprocess.run(
         [*CLIPA, "status", run, "--json"], cwd="/", env=env, capture_output=True, text=True, check=True
     )
-    (status,) = json.loads(done.stdout)
+    (status,) = json.loads(done.stdout)["runs"]
     assert status["state"] == "RUNNING"
     field.run("cancel", run)
 

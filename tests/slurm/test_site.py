@@ -16,7 +16,7 @@ def test_init_asks_the_site_and_the_doctor_looks_at_a_node(field: Field) -> None
     assert (cluster.slurm.partition, cluster.gpus, cluster.slurm.gpu_type) == ("main", 2, "h100")
     assert "already" in field.run("cluster", "init", "mine", "--conf", str(field.slurm.conf), code=2)
 
-    found = {f["what"]: f for f in json.loads(field.run("doctor", "--cluster", "here.toml", "--json"))}
+    found = {f["what"]: f for f in json.loads(field.run("doctor", "--cluster", "here.toml", "--json"))["findings"]}
     assert not [f for f in found.values() if f["state"] == "bad"], found
     assert "node1 sees the run root" in found
     assert any("no accounting" in what for what in found)

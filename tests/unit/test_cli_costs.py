@@ -88,8 +88,10 @@ def test_json_has_the_facts() -> None:
     assert facts["cost"]["phases"]["finetune"]["rate"]["source"] == "assumed"
     assert [said["top1"] for said in facts["published"]] == [57.9, 69.3]
     done = CliRunner().invoke(app, ["plan", "scaling-h14", "--points", "--json", "-c", "a100", "--mfu", "0.5"])
-    assert [point["published"]["top1"] for point in json.loads(done.output)] == [70.2, 71.8, 72.8]
-    assert {p["rate"]["mfu"] for point in json.loads(done.output) for p in point["cost"]["phases"].values()} == {0.5}
+    assert [point["published"]["top1"] for point in json.loads(done.output)["points"]] == [70.2, 71.8, 72.8]
+    assert {
+        p["rate"]["mfu"] for point in json.loads(done.output)["points"] for p in point["cost"]["phases"].values()
+    } == {0.5}
 
 
 def test_changed_recipes_have_nothing_published_beside_them() -> None:
