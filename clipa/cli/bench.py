@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from clipa.cli import words
-from clipa.interpreter import module_argv
+from clipa.cli.relay import run_module
 
 app = typer.Typer(
     help="Benchmarks.",
@@ -48,7 +48,7 @@ def stage(
 ) -> None:
     """CPU and wall time of staging, verified and not, beside the other tools that are installed here."""
     given = {"--endpoint": endpoint, "--core": core, "--rounds": str(rounds)}
-    _run("clipa.bench.stage", url, *(word for name, value in given.items() if value for word in (name, value)))
+    run_module("clipa.bench.stage", url, *(word for name, value in given.items() if value for word in (name, value)))
 
 
 @app.command(epilog="Example: clipa bench submit --cluster slurm-dev")
@@ -58,7 +58,7 @@ def submit(
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Counted rounds.")] = 8,
 ) -> None:
     """Submitting a pipeline to SLURM, beside a bare sbatch of the same scripts."""
-    _run("clipa.bench.submit", "--recipe", recipe, "--cluster", cluster, "--rounds", str(rounds))
+    run_module("clipa.bench.submit", "--recipe", recipe, "--cluster", cluster, "--rounds", str(rounds))
 
 
 @app.command(epilog="Example: clipa bench data clipa-l16-i37-t8 --data /scratch/laion")
@@ -77,17 +77,11 @@ def data(
     mfu: Annotated[float, typer.Option("--mfu", help="The share of their peak that is assumed.")] = 0.4,
 ) -> None:
     """What the loader costs a core, by stage, beside open_clip's stages; and the cores that the GPUs need."""
-    import importlib.util
-
-    from clipa.errors import MissingPart
-
-    if importlib.util.find_spec("torch") is None:
-        raise MissingPart("measuring the loader needs clipa's training part", hint="pip install 'clipa[train]'")
     given = {"--phase": phase, "--data": shards, "--rounds": rounds, "--pillow": pillow, "--gpu": gpu, "--gpus": gpus,
              "--mfu": mfu}  # fmt: skip
     argv = [f"{name}={value}" for name, value in given.items() if value]
     argv += [f"--set={change}" for change in set_ or []] + [f"--size={side}" for side in size or []]
-    _run("clipa.bench.data", *argv, "--", recipe)
+    run_module("clipa.bench.data", *argv, "--", recipe, what="measuring the loader")
 
 
 @app.command(epilog="Example: clipa bench train --vs open_clip")
@@ -125,12 +119,6 @@ def train(
     json: Annotated[bool, typer.Option("--json", help="Print facts as JSON.")] = False,
 ) -> None:
     """The training step: images/s, TFLOP/s, MFU, memory, waiting for data; beside open_clip's with --vs."""
-    import importlib.util
-
-    from clipa.errors import MissingPart
-
-    if importlib.util.find_spec("torch") is None:
-        raise MissingPart("measuring the training step needs clipa's training part", hint="pip install 'clipa[train]'")
     given = {"--phase": phase, "--vs": vs, "--device": device, "--batch": batch, "--data": data, "--workers": workers,
              "--minutes": minutes, "--steps": steps, "--peak-tflops": peak_tflops, "--cores": cores,
              "--to": to}  # fmt: skip
@@ -140,13 +128,5 @@ def train(
     if write_calibration is not None:
         argv.append("--write-calibration" if write_calibration else "--no-write-calibration")
     argv.append(f"--calibrations={words.run_root()}")
-    _run("clipa.bench.train", *argv, *(["--", recipe] if recipe else []))
-
-
-def _run(module: str, *words: str) -> None:
-    import subprocess
-
-    from clipa.spec.child_environment import tool_environment
-
-    argv = module_argv(module, *words)
-    raise typer.Exit(subprocess.run(argv, check=False, env=tool_environment()).returncode)
+    named = ["--", recipe] if recipe else []
+    run_module("clipa.bench.train", *argv, *named, what="measuring the training step")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from clipa.cli import relay
 from clipa.errors import ConfigError
 from clipa.host import container
 from clipa.host.devices import gpus
@@ -18,8 +18,6 @@ from clipa.launch.probe import Finding
 from clipa.registry.scan import scan
 from clipa.spec import catalog
 from clipa.spec.load import load_cluster
-
-_TRAINING = ("torch", "timm", "webdataset", "safetensors", "open_clip", "simplejpeg", "sklearn")
 
 
 def check_cluster(word: str) -> list[Finding]:
@@ -39,7 +37,7 @@ def check_cluster(word: str) -> list[Finding]:
 def checkup(roots: Sequence[Path]) -> list[Finding]:
     """Look at the installation, the machine, the run roots and every run in them."""
     findings = [Finding("ok", f"Python {sys.version.split()[0]} in {sys.prefix}")]
-    missing = [name for name in _TRAINING if importlib.util.find_spec(name) is None]
+    missing = relay.missing()
     if missing:
         findings.append(
             Finding("note", f"cannot train here: {', '.join(missing)} missing", "pip install 'clipa[train]'")

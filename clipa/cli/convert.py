@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
+from clipa.cli.relay import run_module
 from clipa.errors import InputError
-from clipa.interpreter import module_argv
 from clipa.spec.user_paths import expand_user
 
 
@@ -23,15 +23,11 @@ def convert(
     json: Annotated[bool, typer.Option("--json", help="Print what was written as JSON.")] = False,
 ) -> None:
     """Convert weights: from open_clip or CLIPA's JAX code to a checkpoint, and from a checkpoint to open_clip."""
-    import subprocess
-
-    from clipa.spec.child_environment import tool_environment
-
     options = {"--to": to, "--model": model, "--family": family, "--pool": pool,
                "--image-size": image_size, "--text-tokens": text_tokens}  # fmt: skip
     words = [word for name, value in options.items() if value for word in (name, str(value))]
-    argv = module_argv("clipa.model.convert", _place(source), folder, *words, *(["--json"] if json else []))
-    raise typer.Exit(subprocess.run(argv, check=False, env=tool_environment()).returncode)
+    words += ["--json"] if json else []
+    run_module("clipa.model.convert", _place(source), folder, *words, what="converting weights")
 
 
 def _place(source: str) -> str:

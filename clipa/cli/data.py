@@ -9,8 +9,8 @@ import msgspec
 import typer
 
 from clipa.cli import words
+from clipa.cli.relay import run_module
 from clipa.errors import InputError
-from clipa.interpreter import module_argv
 from clipa.spec.user_paths import expand_user
 from clipa.terminal import say_document
 
@@ -174,7 +174,9 @@ def doctor(
 
     place = transfer.place(cluster)
     source = transfer.source(place, url, shards, endpoint, region, profile, anonymous, requester_pays)
-    _training_part("clipa.data.doctor", errand.Doctor(source=source, workers=workers, json=json))
+    run_module(
+        "clipa.data.doctor", request=errand.Doctor(source=source, workers=workers, json=json), what="reading images"
+    )
 
 
 @app.command(epilog="Example: clipa data shrink s3://bucket/laion s3://bucket/laion-256 --short-side 256")
@@ -203,27 +205,7 @@ def shrink(
     request = errand.Shrink(
         source=source, target=to, short_side=short_side, quality=quality, workers=workers, json=json
     )
-    _training_part("clipa.data.shrink", request)
-
-
-def _training_part(module: str, request: object) -> None:
-    """Have a module that needs clipa's training part do what a request says; its exit code is ours."""
-    import importlib.util
-    import subprocess
-
-    import msgspec
-
-    from clipa.errors import MissingPart
-    from clipa.spec.child_environment import tool_environment
-
-    if importlib.util.find_spec("torch") is None or importlib.util.find_spec("simplejpeg") is None:
-        raise MissingPart("reading images needs clipa's training part", hint="pip install 'clipa[train]'")
-    process = subprocess.Popen(module_argv(module), stdin=subprocess.PIPE, env=tool_environment())
-    try:
-        process.communicate(msgspec.json.encode(request))
-    except KeyboardInterrupt:
-        process.wait()
-    raise typer.Exit(process.returncode)
+    run_module("clipa.data.shrink", request=request, what="reading images")
 
 
 class Made(StrEnum):
@@ -240,12 +222,7 @@ def demo(
     json: Annotated[bool, typer.Option("--json", help="Print facts as JSON.")] = False,
 ) -> None:
     """Write data that clipa makes by itself, as image-text shards."""
-    import subprocess
-
-    from clipa.spec.child_environment import tool_environment
-
     if not url.strip():
         raise InputError("an empty URL", where="URL", hint="clipa data demo . writes here")
     where = url if "://" in url else str(expand_user(url).absolute())
-    argv = module_argv("clipa.made.demo", where, "--of", of.value, *(["--json"] if json else []))
-    raise typer.Exit(subprocess.run(argv, check=False, env=tool_environment()).returncode)
+    run_module("clipa.made.demo", where, "--of", of.value, *(["--json"] if json else []), what="making data")

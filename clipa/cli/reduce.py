@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from clipa.cli import words
-from clipa.interpreter import module_argv
+from clipa.cli.relay import run_module
 
 app = typer.Typer(
     help="Token reductions.", epilog="Example: clipa reduce show", no_args_is_help=True, rich_markup_mode=None
@@ -42,18 +42,11 @@ def show(
     out: Annotated[Path, typer.Option(help="The picture, a PNG.")] = Path("reductions.png"),
 ) -> None:
     """Draw what each reduction keeps of an image and its caption, at a recipe's sizes."""
-    import importlib.util
-    import subprocess
-
-    from clipa.errors import MissingPart
     from clipa.spec import catalog
-    from clipa.spec.child_environment import tool_environment
 
-    if importlib.util.find_spec("torch") is None:
-        raise MissingPart("drawing reductions needs clipa's training part", hint="pip install 'clipa[train]'")
     named = recipe or catalog.defaults().recipe
-    argv = module_argv("clipa.made.picture", f"--recipe={named}", f"--phase={phase}", f"--out={out}")
+    argv = [f"--recipe={named}", f"--phase={phase}", f"--out={out}"]
     argv += [f"--set={change}" for change in set_ or []]
     argv += [f"--caption={caption}"] if caption is not None else []
     argv += ["--", str(image)] if image is not None else []
-    raise typer.Exit(subprocess.run(argv, check=False, env=tool_environment()).returncode)
+    run_module("clipa.made.picture", *argv, what="drawing reductions")
