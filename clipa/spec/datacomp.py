@@ -18,7 +18,7 @@ class Entry(NamedTuple):
     Attributes:
         name: as DataComp's tables have it.
         folders: names of its `wds_*` folder, the first that is there is taken.
-        size: images in DataComp's copy; 0: it counts otherwise (3,563 cues of WinoGAViL).
+        size: images in DataComp's copy; 0: it counts something else (WinoGAViL: 3,563 cues).
         metric: the main one.
         task: what is measured.
     """
@@ -67,7 +67,7 @@ SETS: tuple[Entry, ...] = (
     _entry("STL-10", "stl10", 8000),
     _entry("SUN397", "sun397", 108754),
     _entry("SVHN", "vtab-svhn", 26032),
-    _entry("Flickr", "retrieval-flickr30k", 31014, "mean_recall@1", "retrieval", "flickr30k"),
+    _entry("Flickr", "retrieval-flickr_1k_test_image_text_retrieval", 1000, "mean_recall@1", "retrieval", "flickr30k"),
     _entry("MSCOCO", "retrieval-mscoco_2014_5k_test_image_text_retrieval", 5000, "mean_recall@1", "retrieval",
            "mscoco_captions"),
     _entry("WinoGAViL", "misc-winogavil", 0, "jaccard_10-12", "association", "winogavil"),
