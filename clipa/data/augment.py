@@ -1,21 +1,25 @@
-"""Pixels to what the tower sees: colour jitter, grey and normalisation, on the device and for a whole batch at once.
+"""Pixels to what the tower sees: color jitter, gray and normalization, on the device and for a whole batch at once.
 
-The semantics are torchvision's (`RandomApply([ColorJitter(...)])`, then `RandomGrayscale`, on tensors in [0, 1]). Every
-random number is a function of the sample's position in the stream, so an image is coloured alike whatever the batch
-is split into.
+Images are tensors in [0, 1]; jitter comes first, then gray. Every random number is a function of the sample's position
+in the stream, so an image is colored alike however the batch is split.
 
-Brightness, contrast and saturation are one blend, x -> f * x + (1 - f) * base: base is 0, the image's mean grey, or
-the pixel's grey. So each of the three places in an image's own order takes the whole batch, with numbers of its own
-for every image. Hue stands somewhere among them: the places before it are blended, hues turned, then those after it.
+Brightness, contrast and saturation are one blend, x -> f * x + (1 - f) * base; the base of brightness is 0. The rest is
+as `ImageInput.augment` says. torchvision's `ColorJitter`: the image's mean gray, and the pixel's gray. tf.image, as
+CLIPA's JAX code uses it: the mean of each channel, and the pixel's largest channel, which scales the saturation of HSV;
+f is limited to what makes that 1. So each of the three places in an image's own order takes the whole batch, with
+numbers of its own for every image. Hue stands somewhere among them: the places before it are blended, hues turned, then
+those after it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 
 from clipa.reduction.draws import Purpose, TensorDraws
+from clipa.spec.family import Augment
 from clipa.spec.inputs import ImageInput, Jitter
 
 GRAY = (0.2989, 0.587, 0.114)
@@ -31,7 +35,7 @@ class Colours:
 
     def __init__(self, image: ImageInput, seed: int, device: torch.device | str) -> None:
         self.mean, self.std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (image.mean, image.std))
-        self.jitter = (lambda images, _: images) if image.jitter is None else _Jitter(image.jitter, seed, device)
+        self.jitter = (lambda images, _: images) if image.jitter is None else _Jitter(image, image.jitter, seed, device)
 
     def __call__(self, images: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """The images as the tower sees them."""
@@ -56,10 +60,11 @@ class _Drawn(NamedTuple):
 
 
 class _Jitter:
-    """Colour jitter and grey of float images in [0, 1]."""
+    """Color jitter and gray of float images in [0, 1]."""
 
-    def __init__(self, jitter: Jitter, seed: int, device: torch.device | str) -> None:
+    def __init__(self, image: ImageInput, jitter: Jitter, seed: int, device: torch.device | str) -> None:
         self.settings = jitter
+        self.bases = _BASES[image.augment]
         self.spread = torch.tensor([jitter.brightness, jitter.contrast, jitter.saturation], device=device)
         self.colours = TensorDraws(seed, Purpose.JITTER, 9, device)
         self.grays = TensorDraws(seed, Purpose.GRAY, 1, device)
@@ -67,10 +72,10 @@ class _Jitter:
     def __call__(self, images: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         drawn = self._drawn(positions)
         for place in range(3):
-            images = _blended(images, drawn, place, drawn.before_hue)
+            images = _blended(images, drawn, place, drawn.before_hue, self.bases)
         images = _hue_turned(images, drawn.hue)
         for place in range(3):
-            images = _blended(images, drawn, place, ~drawn.before_hue)
+            images = _blended(images, drawn, place, ~drawn.before_hue, self.bases)
         return torch.where(drawn.is_gray.view(-1, 1, 1, 1), _gray(images), images)
 
     def _drawn(self, positions: torch.Tensor) -> _Drawn:
@@ -95,13 +100,41 @@ def _gray(images: torch.Tensor) -> torch.Tensor:
     return (GRAY[0] * red + GRAY[1] * green + GRAY[2] * blue)[:, None]
 
 
-def _blended(images: torch.Tensor, drawn: _Drawn, place: int, is_due: torch.Tensor) -> torch.Tensor:
+class _Bases(NamedTuple):
+    """What contrast and saturation blend an image with, and the largest factor of saturation."""
+
+    contrast: torch.Tensor
+    saturation: torch.Tensor
+    limit: torch.Tensor | float
+
+
+def _bases_of_torchvision(images: torch.Tensor) -> _Bases:
+    gray = _gray(images)
+    return _Bases(gray.mean(dim=(2, 3), keepdim=True), gray, torch.inf)
+
+
+def _bases_of_tensorflow(images: torch.Tensor) -> _Bases:
+    value, least = images.amax(dim=1, keepdim=True), images.amin(dim=1, keepdim=True)
+    limit = torch.where(value > least, value / (value - least), torch.inf)
+    return _Bases(images.mean(dim=(2, 3), keepdim=True), value, limit)
+
+
+_BASES: dict[Augment, Callable[[torch.Tensor], _Bases]] = {
+    "torchvision": _bases_of_torchvision,
+    "tensorflow": _bases_of_tensorflow,
+}
+
+
+def _blended(
+    images: torch.Tensor, drawn: _Drawn, place: int, is_due: torch.Tensor, bases: Callable[[torch.Tensor], _Bases]
+) -> torch.Tensor:
     """The images after the step at a place of each one's order, where it is due: a factor of 1 changes nothing."""
     step = drawn.order[:, place : place + 1]
     factor = torch.where(is_due, drawn.factors, 1.0).gather(1, step).view(-1, 1, 1, 1)
     is_contrast, is_saturation = ((step == kind).float().view(-1, 1, 1, 1) for kind in (1, 2))
-    gray = _gray(images)
-    base = is_contrast * gray.mean(dim=(2, 3), keepdim=True) + is_saturation * gray
+    found = bases(images)
+    factor = torch.where(is_saturation > 0, factor.clamp(max=found.limit), factor)
+    base = is_contrast * found.contrast + is_saturation * found.saturation
     return (factor * images + (1 - factor) * base).clamp(0, 1)
 
 

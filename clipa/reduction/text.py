@@ -127,7 +127,7 @@ class TokenSelection:
     def _by_sentence(self, tag: Tagger, caption: str, _position: int) -> Sequence[int]:
         tagged = tag(caption)
         places = foremost([kind for _, kind in tagged], self._room)
-        return [id_ for place in places for id_ in self._tokenizer.ids(tagged[place][0], sys.maxsize)]
+        return self._tokenizer.ids(" ".join(tagged[place][0] for place in places), sys.maxsize)
 
     def _draws(self, position: int) -> Draws:
         return Draws(self._seed, position, Purpose.KEPT_WORDS)

@@ -20,6 +20,7 @@ FamilyName: TypeAlias = Literal["v1", "v2", "v2-open_clip"]
 TokenizerName: TypeAlias = Literal["clip-bpe", "bert-wordpiece", "bert-wordpiece-sep"]
 InitName: TypeAlias = Literal["open_clip", "jax", "jax-t5x"]
 Pool: TypeAlias = Literal["cls", "gap", "gap-norm", "gap-all"]
+Augment: TypeAlias = Literal["torchvision", "tensorflow"]
 Interpolation: TypeAlias = Literal["bicubic", "bilinear"]
 Rgb: TypeAlias = tuple[float, float, float]
 
@@ -48,7 +49,10 @@ class Family(msgspec.Struct, frozen=True, kw_only=True):
         new_length: how text positions are resized: `linear` (open_clip, CLIPA's torch code) or `antialias` (the
             triangle filter of jax.image.resize, which differs when a text becomes shorter).
         init: of random weights, see clipa.model.random_start.
+        warmup_offset: the rate of step i of the warm-up is (i + offset) / steps of the peak: 1, or 0 in JAX.
         interpolation: of images, in training and evaluation.
+        augment: whose crops and color jitter, see clipa.data.crop and clipa.data.augment.
+        crop_ratio: aspect ratios of a crop, width over height.
         mean, std: of the pixels, in [0, 1].
         max_scale: the largest factor of the similarities (exp of the logit scale); None: no limit.
     """
@@ -65,7 +69,10 @@ class Family(msgspec.Struct, frozen=True, kw_only=True):
     new_grid: Literal["resized", "recomputed"]
     new_length: Literal["linear", "antialias"]
     init: InitName
+    warmup_offset: Literal[0, 1]
     interpolation: Interpolation
+    augment: Augment
+    crop_ratio: tuple[float, float]
     mean: Rgb
     std: Rgb
     max_scale: float | None
@@ -84,7 +91,10 @@ _V1 = Family(
     new_grid="resized",
     new_length="linear",
     init="open_clip",
+    warmup_offset=1,
     interpolation="bicubic",
+    augment="torchvision",
+    crop_ratio=(3 / 4, 4 / 3),
     mean=OPENAI_MEAN,
     std=OPENAI_STD,
     max_scale=100.0,
@@ -102,7 +112,10 @@ _V2 = Family(
     new_grid="recomputed",
     new_length="antialias",
     init="jax",
+    warmup_offset=0,
     interpolation="bilinear",
+    augment="tensorflow",
+    crop_ratio=(0.75, 1.33),
     mean=IMAGENET_MEAN,
     std=IMAGENET_STD,
     max_scale=None,
@@ -118,6 +131,9 @@ FAMILIES: dict[FamilyName, Family] = {
         new_grid="resized",
         new_length="linear",
         init="open_clip",
+        warmup_offset=1,
+        augment="torchvision",
+        crop_ratio=(3 / 4, 4 / 3),
         max_scale=100.0,
     ),
 }

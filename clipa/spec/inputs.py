@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, TypeAlias
 
 from clipa.spec.base import Struct, require
-from clipa.spec.family import OPENAI_MEAN, OPENAI_STD, Interpolation, Rgb
+from clipa.spec.family import OPENAI_MEAN, OPENAI_STD, Augment, Interpolation, Rgb
 
 ImageReduction: TypeAlias = Literal["resize", "random", "grid", "block"]
 TextReduction: TypeAlias = Literal["truncate", "random", "block", "syntax"]
@@ -37,8 +37,10 @@ class ImageInput(Struct, frozen=True, kw_only=True):
     `size` is in pixels a side, `tokens` the patch tokens that enter the tower (the class token is not counted).
     `resize` makes the image smaller and keeps every patch: one of the two is enough. `random`, `grid` and `block`
     keep `tokens` patches of an image of `size`. `crop_area` and `crop_ratio` are the random resized crop of training
-    (area share, aspect ratio). `decode`: `scaled` decodes a JPEG at the smallest DCT scale that is enough, and torch
-    resizes; `exact` decodes it in full, and Pillow resizes, as open_clip's transforms do, at 2 to 3 times the cost.
+    (area share, aspect ratio). `augment`: whose rules draw crops and color jitter: `torchvision` (RandomResizedCrop,
+    ColorJitter) or `tensorflow` (sample_distorted_bounding_box, tf.image). `decode`: `scaled` decodes a JPEG at the
+    smallest DCT scale that is enough, and torch resizes; `exact` decodes it in full, and Pillow resizes, as open_clip's
+    transforms do, at 2 to 3 times the cost.
     """
 
     size: int = 0
@@ -46,6 +48,7 @@ class ImageInput(Struct, frozen=True, kw_only=True):
     reduction: ImageReduction = "resize"
     crop_area: tuple[float, float] = (0.4, 1.0)
     crop_ratio: tuple[float, float] = (0.75, 1.3333333333333333)
+    augment: Augment = "torchvision"
     interpolation: Interpolation = "bicubic"
     decode: Literal["scaled", "exact"] = "scaled"
     jitter: Jitter | None = None

@@ -261,6 +261,8 @@ def _apply_family(table: dict[str, Any]) -> None:
         image = phase.get("image") if isinstance(phase, dict) else None
         if isinstance(image, dict):
             image.setdefault("interpolation", own.interpolation)
+            image.setdefault("augment", own.augment)
+            image.setdefault("crop_ratio", list(own.crop_ratio))
             image.setdefault("mean", list(own.mean))
             image.setdefault("std", list(own.std))
 

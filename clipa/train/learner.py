@@ -58,7 +58,8 @@ class Learner:
 
         The host does not wait for the device. A step that is not finite changes nothing but `finite`, see there.
         """
-        lr = lr_at(step, self.plan.steps, self.plan.warmup_steps, self.phase.optim.lr)
+        offset = self.plan.model.traits.warmup_offset
+        lr = lr_at(step, self.plan.steps, self.plan.warmup_steps, self.phase.optim.lr, offset)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.zero_grad(set_to_none=True)

@@ -54,11 +54,12 @@ def make_optimizer(model: nn.Module, settings: Optim, device: torch.device) -> t
     )
 
 
-def lr_at(step: int, steps: int, warmup: int, peak: float) -> float:
-    """The learning rate of step 0..steps-1: linear warm-up over `warmup` steps, then cosine to 0.
+def lr_at(step: int, steps: int, warmup: int, peak: float, offset: int = 1) -> float:
+    """Return the learning rate of step 0..steps-1: linear warm-up over `warmup` steps, then cosine to 0.
 
-    As in open_clip, and CLIPA's torch code. The JAX code warms up from 0 instead of peak / warmup: one step later.
+    `offset` (Family.warmup_offset): the first step has peak * offset / warmup: 1 in open_clip and CLIPA's torch code;
+    0 in its JAX code, which reaches the peak one step later.
     """
     if step < warmup:
-        return peak * (step + 1) / warmup
+        return peak * (step + offset) / warmup
     return 0.5 * peak * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from clipa.data import imagenet
 from clipa.spec import catalog
 from clipa.spec.family import PRESETS
 from clipa.spec.job import Recipe, TrainPhase
@@ -56,6 +57,11 @@ def _mask(recipe: Recipe, phase: TrainPhase) -> float:
     return round(1 - phase.image.tokens / patches, 2) if phase.image.reduction == "random" else 0.0
 
 
+def _prompts(recipe: Recipe, phase: TrainPhase) -> int:
+    [used] = [recipe.evals[name] for name in phase.evaluate.sets]
+    return len(imagenet.templates(canonical=used.canonical))
+
+
 FIELDS: dict[str, tuple[str, Callable[[Recipe, TrainPhase], Any]]] = {
     "batch": ("batch", lambda r, p: p.batch),
     "samples": ("samples", lambda r, p: p.samples),
@@ -70,6 +76,10 @@ FIELDS: dict[str, tuple[str, Callable[[Recipe, TrainPhase], Any]]] = {
     "positions": ("positions", lambda r, p: p.positions),
     "pool": ("pool", lambda r, p: r.model.image.pool),
     "interpolation": ("images", lambda r, p: p.image.interpolation),
+    "augment": ("crops, jitter", lambda r, p: p.image.augment),
+    "init": ("start", lambda r, p: r.model.traits.init),
+    "evaluated": ("evaluated, steps", lambda r, p: p.evaluate.every_samples / p.batch),
+    "prompts": ("prompts", _prompts),
     "decay": ("decay of", lambda r, p: p.optim.decay),
     "weight_decay": ("decay", lambda r, p: p.optim.weight_decay),
     "beta2": ("beta2", lambda r, p: p.optim.beta2),

@@ -1,4 +1,6 @@
-"""Colour jitter and grey against torchvision's own functions, image by image, with the same draws."""
+"""Color jitter and gray, image by image with the same draws, against torchvision's functions and tf.image's rules."""
+
+import colorsys
 
 import pytest
 import torch
@@ -19,8 +21,8 @@ SEED = 11
 STEPS = (reference.adjust_brightness, reference.adjust_contrast, reference.adjust_saturation, reference.adjust_hue)
 
 
-def _input(jitter):
-    return ImageInput(size=16, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.25), jitter=jitter)
+def _input(jitter, augment="torchvision"):
+    return ImageInput(size=16, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.25), jitter=jitter, augment=augment)
 
 
 def _images(count, size=16):
@@ -33,7 +35,24 @@ def _images(count, size=16):
     return images
 
 
-def _one_by_one(image, position, jitter):
+def _through_hsv(image, change):
+    """An image of which every pixel's (hue, saturation, value) is changed, one by one."""
+    pixels = [colorsys.hsv_to_rgb(*change(*colorsys.rgb_to_hsv(*p))) for p in image.flatten(1).T.tolist()]
+    return torch.tensor(pixels).T.reshape(image.shape)
+
+
+TENSORFLOW = (
+    lambda image, factor: image * factor,  # simclr_aug.py: random_brightness, `simclrv2`
+    lambda image, factor: (
+        (image - image.mean(dim=(1, 2), keepdim=True)) * factor + image.mean(dim=(1, 2), keepdim=True)
+    ),
+    lambda image, factor: _through_hsv(image, lambda h, s, v: (h, min(max(s * factor, 0.0), 1.0), v)),
+    lambda image, delta: _through_hsv(image, lambda h, s, v: ((h + delta) % 1.0, s, v)),
+)
+"""tf.image's adjust_contrast, adjust_saturation and adjust_hue by their definitions."""
+
+
+def _one_by_one(image, position, jitter, steps=STEPS):
     """RandomApply([ColorJitter]), then RandomGrayscale, of torchvision, drawn as the module's text says."""
     draws = Draws(SEED, position, Purpose.JITTER)
     first, *shares, hue = (draws.uniform() for _ in range(5))
@@ -43,7 +62,7 @@ def _one_by_one(image, position, jitter):
         factors = [1 + s * (2 * share - 1) for s, share in zip(spread, shares, strict=True)]
         factors.append(jitter.hue * (2 * hue - 1))
         for kind in sorted(range(4), key=lambda kind: keys[kind]):
-            image = STEPS[kind](image, factors[kind])
+            image = steps[kind](image, factors[kind]).clamp(0, 255 if image.dtype == torch.uint8 else 1)
     if Draws(SEED, position, Purpose.GRAY).uniform() < jitter.gray:
         image = reference.rgb_to_grayscale(image, num_output_channels=3)
     return image
@@ -57,6 +76,19 @@ def test_colours_are_torchvisions(jitter):
     for image, position, ours in zip(images, positions.tolist(), found * std + mean, strict=True):
         # A hundredth of a level is 4e-5; torchvision's hue passes through 1 + h, and loses some bits there.
         torch.testing.assert_close(ours, _one_by_one(image / 255, position, jitter), rtol=0, atol=5e-6)
+
+
+@pytest.mark.parametrize("jitter", [Jitter(), Jitter(brightness=1, contrast=1, saturation=1, hue=0.5, probability=1)])
+def test_colors_are_tensorflows_where_the_family_says_so(jitter):
+    """Contrast by channel, saturation in HSV: CLIPA's simclr_jitter_gray, without its rounding to whole levels."""
+    images, positions = _images(24, size=4), torch.arange(1000, 1024)
+    found = Colours(_input(jitter, "tensorflow"), SEED, "cpu")(images, positions)
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.5, 0.4, 0.3), (0.2, 0.3, 0.25)))
+    others = 0
+    for image, position, ours in zip(images, positions.tolist(), found * std + mean, strict=True):
+        torch.testing.assert_close(ours, _one_by_one(image / 255, position, jitter, TENSORFLOW), rtol=0, atol=1e-5)
+        others += not torch.allclose(ours, _one_by_one(image / 255, position, jitter), rtol=0, atol=0.01)
+    assert others > 8  # torchvision's differ by more than two levels in most of what is colored
 
 
 def test_whole_numbers_differ_from_torchvisions_by_its_own_rounding():

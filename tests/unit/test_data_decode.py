@@ -184,6 +184,38 @@ def test_crop_has_the_wanted_area_and_ratio() -> None:
     assert 1.25 < ratios.max() < 1.35
 
 
+TENSORFLOW = ImageInput(size=32, augment="tensorflow", crop_ratio=(0.75, 1.33))
+
+
+@given(st.integers(8, 700), st.integers(8, 700), st.integers(0, 2**40))
+def test_a_crop_by_tensorflows_rule_has_an_allowed_area_and_ratio(height: int, width: int, position: int) -> None:
+    box = random_box(height, width, TENSORFLOW, draws(position))
+    assert 0 <= box.top <= height - box.height
+    assert 0 <= box.left <= width - box.width
+    if (box.height, box.width) != (height, width):
+        assert 0.4 * height * width <= box.height * box.width <= height * width
+        assert (box.width - 0.5) / box.height <= 1.33 + 1e-6
+        assert (box.width + 0.5) / box.height >= 0.75 - 1e-6
+
+
+def test_crops_by_tensorflows_rule_are_drawn_as_sample_distorted_bounding_box_does() -> None:
+    """The ratio is uniform, not its logarithm; the height, not the area; and the last offset is never drawn."""
+    height, width = 6_000, 8_000  # so large that rounding does not show
+    boxes = [random_box(height, width, TENSORFLOW, draws(position)) for position in range(4_000)]
+    ratios = np.array([box.width / box.height for box in boxes])
+    assert np.abs(np.histogram(ratios, 10, (0.75, 1.33))[0] / 4_000 - 0.1).max() < 0.02
+    lowest = np.sqrt(0.4 * height * width / ratios)
+    highest = np.minimum(np.minimum(np.sqrt(height * width / ratios), width / ratios), height)
+    heights = (np.array([box.height for box in boxes]) - lowest) / (highest - lowest)
+    assert np.abs(np.histogram(heights, 10, (-0.01, 1.01))[0] / 4_000 - 0.1).max() < 0.02
+    small = [random_box(10, 10, TENSORFLOW, draws(position)) for position in range(2_000)]
+    assert max(box.top + box.height for box in small if box.height < 10) == 9
+    torchvision = [random_box(height, width, ImageInput(size=32), draws(position)) for position in range(4_000)]
+    share = np.mean([box.height * box.width for box in torchvision]) / (height * width)
+    ours = np.mean([box.height * box.width for box in boxes]) / (height * width)
+    assert share - ours > 0.02
+
+
 def test_whole_image_when_no_crop_fits() -> None:
     wide = random_box(10, 1000, ImageInput(size=8), draws(0))
     assert wide == Box(0, (1000 - 13) // 2, 10, 13)

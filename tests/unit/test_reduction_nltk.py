@@ -69,6 +69,14 @@ def taught(tagger_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
     door.nltk_tagger.cache_clear()
 
 
+MOJIBAKE = [
+    "the \xe2\u20ac\u0153red door\xe2\u20ac\x9d of a caf\xc3\xa9 in M\xc3\xbcnchen at night",
+    "sch\xc3\xb6n \xe2\u20ac\u201d a view of the sea",
+    "it\xe2\u20ac\u2122s a dog\xe2\u20ac\u2122s life\xe2\u20ac\xa6",
+]
+"""UTF-8 that was read as Windows-1252: what is one word there is several here, and ftfy mends them together only."""
+
+
 @pytest.mark.usefixtures("taught")
 def test_a_sentence_is_tagged_by_nltk() -> None:
     tagged = door.nltk_tagger()("An orange cat is sitting on grass")
@@ -88,12 +96,11 @@ def test_rows_equal_open_clips(tokens: int, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(theirs, "np", stable)
     own = tokenizer("clip-bpe")
     source = theirs.SimpleTokenizer()
-    expected = theirs.syntax_mask_tokenize(
-        [caption for caption in CAPTIONS if caption], tokens, own.start, own.end, source.encode
-    )
-    found = TokenSelection(own, TextInput(tokens=tokens, reduction="syntax", tagger="nltk"))(CAPTIONS)
-    assert torch.equal(found[[bool(caption) for caption in CAPTIONS]], expected)
-    assert found[CAPTIONS.index("")].tolist() == [own.start, own.end] + [0] * (tokens - 2)
+    captions = [caption for caption in CAPTIONS if caption] + MOJIBAKE
+    expected = theirs.syntax_mask_tokenize(captions, tokens, own.start, own.end, source.encode)
+    keep = TokenSelection(own, TextInput(tokens=tokens, reduction="syntax", tagger="nltk"))
+    assert torch.equal(keep(captions), expected)
+    assert keep([""])[0].tolist() == [own.start, own.end] + [0] * (tokens - 2)
 
 
 def test_missing_data_is_refused_with_the_cure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

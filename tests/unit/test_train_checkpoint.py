@@ -49,6 +49,18 @@ def learner(session):
     return learner
 
 
+def test_the_first_step_has_the_rate_of_the_familys_source(session):
+    """JAX warms up from 0, so v2 learns nothing in its first step; open_clip starts with its share of the peak."""
+    text = msgspec.structs.replace(session.plan.model.text, tokenizer="bert-wordpiece")
+    image = msgspec.structs.replace(session.plan.model.image, pool="gap-norm")
+    v2 = msgspec.structs.replace(session.plan.model, family="v2", text=text, image=image)
+    peak = session.plan.settings.optim.lr
+    for model, rates in ((session.plan.model, (peak / 4, peak / 2)), (v2, (0.0, peak / 4))):
+        learner = Learner(msgspec.structs.replace(session.plan, model=model), ALONE)
+        batch = _batch(0, 0, 1)._replace(tokens=_batch(0, 0, 1).tokens % 30_000)
+        assert [learner.learn(batch, step).lr for step in (0, 1)] == pytest.approx(rates)
+
+
 @pytest.fixture
 def files_end_at():
     before = resource.getrlimit(resource.RLIMIT_FSIZE)

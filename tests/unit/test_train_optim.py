@@ -1,6 +1,7 @@
 """The learning rate and the decay masks, against open_clip's own code and the published rules."""
 
 import importlib.util
+import math
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ from open_clip_train.scheduler import cosine_lr
 
 from clipa.model.clip import Clip
 from clipa.model.open_clip_names import names
+from clipa.spec.family import FAMILIES
 from clipa.spec.job import Optim
 from clipa.spec.model import ImageTower, Model, TextTower
 from clipa.train.optim import decayed, lr_at, make_optimizer
@@ -39,6 +41,17 @@ def test_the_rate_is_open_clips(steps, data):
 def test_the_rate_warms_up_linearly_and_ends_at_zero():
     assert [lr_at(step, 10, 4, 1.0) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
     assert lr_at(10, 10, 4, 1.0) == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize("family", ["v1", "v2", "v2-open_clip"])
+def test_the_rate_of_a_family_is_its_sources(family):
+    """The JAX code's create_learning_rate_schedule: cosine of the clipped progress, times min(1, step / warm-up)."""
+    offset, steps, warmup = FAMILIES[family].warmup_offset, 50, 8
+    for step in range(steps):
+        progress = max(0.0, (step - warmup) / (steps - warmup))
+        jax = 0.5 * (1 + math.cos(math.pi * progress)) * min(1.0, step / warmup)
+        open_clip = cosine_lr(SimpleNamespace(param_groups=[]), 1.0, warmup, steps)(step)
+        assert lr_at(step, steps, warmup, 1.0, offset) == pytest.approx(jax if family == "v2" else open_clip, abs=1e-12)
 
 
 def _clip(family, loss="softmax"):
