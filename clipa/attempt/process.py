@@ -18,6 +18,8 @@ from clipa.attempt.launcher import launched
 from clipa.attempt.pulse import Pulse, show_stacks_on_request
 from clipa.errors import ClipaError, InputError
 from clipa.registry import events
+from clipa.registry.cause import without_addresses
+from clipa.registry.log_streams import survive_full_logs
 from clipa.registry.run_dir import RunDir
 from clipa.spec import plan as plans
 from clipa.spec.plan import Plan
@@ -25,6 +27,10 @@ from clipa.terminal import say
 
 RESUMABLE = 75
 """Exit code of a process that was asked to leave and can be resumed (EX_TEMPFAIL of sysexits.h)."""
+
+
+_PATIENCE_S = 20.0
+"""How long the last words are tried on a bad disk."""
 
 
 class Session(NamedTuple):
@@ -50,6 +56,7 @@ def run_process(name: str, kinds: Sequence[str], work: Callable[[Session], int])
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--attempt", type=int, default=0, help="the claimed attempt; without it the next is claimed")
     arguments = parser.parse_args()
+    survive_full_logs()
     show_stacks_on_request()
     _keep_sockets_in_scratch()
     try:
@@ -116,12 +123,17 @@ def _open(run: RunDir, attempt: int, kinds: Sequence[str]) -> Session:
         candidate = max([0, *run.claimed()]) + 1
         attempt = candidate if run.claim(candidate) else 0
     Pulse(run, attempt, process.is_first).at("starting")
-    return Session(run, plan, attempt, events.EventWriter(run, attempt, "train") if process.is_first else None)
+    return Session(
+        run, plan, attempt, events.EventWriter(run, attempt, "train", reserve=True) if process.is_first else None
+    )
 
 
 def _last_words(session: Session, outcome: str, error: str) -> None:
     if session.log is None:
         return
     step = session.run.beaten_step(session.attempt) or 0
-    session.log.write(events.TrainerEnded, outcome=outcome, step=step, error=error)
-    session.log.close()
+    session.log.write(events.TrainerEnded, outcome=outcome, step=step, error=without_addresses(error))
+    try:
+        session.log.close(_PATIENCE_S)
+    except OSError as lost:  # the supervisor judges by the exit code and by what is there
+        say(lost, err=True)

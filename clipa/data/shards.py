@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import contextlib
 import os
 import time
 from collections import Counter, OrderedDict
@@ -166,8 +167,9 @@ def _await(path: Path, coming: Coming) -> None:
         life.require(path)
         now = time.monotonic()
         if now - said > _SAY_S:
-            coming.sign.parent.mkdir(parents=True, exist_ok=True)
-            coming.sign.touch()
+            with contextlib.suppress(OSError):  # a full disk makes no error of a sign of life
+                coming.sign.parent.mkdir(parents=True, exist_ok=True)
+                coming.sign.touch()
             said = now
         time.sleep(_LOOK_S)
 

@@ -27,6 +27,7 @@ from clipa.data.index import load_index, sidecar
 from clipa.data.order import Mixture, Reading, mixture_of
 from clipa.data.pinned import pinned_manifest
 from clipa.errors import ClipaError
+from clipa.registry.log_streams import survive_full_logs
 from clipa.registry.run_dir import RunDir, write_whole
 from clipa.spec import plan as plans
 from clipa.spec.job import TrainPhase
@@ -287,6 +288,7 @@ def _work(jobs: Sequence[_Job]) -> None:
 
 def main() -> int:
     """Entry of the module: the exit code."""
+    survive_full_logs()
     parser = argparse.ArgumentParser(prog="clipa.data.streamer", description="have a run's shards there when needed")
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("place", type=Path, help="the folder in which the node's ranks are met")

@@ -21,16 +21,26 @@ from clipa.host.completion import missing_work
 from clipa.host.decide import Verdict
 from clipa.host.meeting import Reservation
 from clipa.registry import events, records
+from clipa.registry.cause import without_addresses
+from clipa.registry.disk_errors import disk_words
 from clipa.registry.liveness import own_identity
 from clipa.registry.run_dir import RunDir
 from clipa.spec.child_environment import settings_of
 from clipa.spec.counted import counted
 from clipa.spec.plan import Plan
+from clipa.terminal import say
 
 TICK_S = 0.1
 BEAT_S = 2.0
 FOLLOW_S = 5.0
 """Seconds that the other ranks get after one has failed: a collective never returns for them."""
+
+
+_LAST_WORDS_S = 3600.0
+"""How long the end of an attempt is tried on a bad disk: a local supervisor holds nothing meanwhile."""
+_LAST_WORDS_ON_SLURM_S = 300.0
+"""The same where the nodes of a job wait for it."""
+_AFTER_REQUEST_S = 5.0
 
 
 class Place(NamedTuple):
@@ -66,7 +76,8 @@ class Attempt:
         self.submission = submission
         self.leaving = leaving
         self.place = place or Place()
-        self.log = events.EventWriter(run, attempt, "supervisor" if self.place.leads else f"node-{self.place.node}")
+        writer = "supervisor" if self.place.leads else f"node-{self.place.node}"
+        self.log = events.EventWriter(run, attempt, writer, reserve=True)
         self._beat_due = 0.0
         self._deadline = time.monotonic() + 60 * plan.limits.time_limit_minutes - self.place.lead_s
         self._stop_file = Path()
@@ -92,7 +103,7 @@ class Attempt:
                 if self.plan.kind == "stage":
                     return Verdict("done")
                 if self.place.leads:
-                    beside = (self.run, self.plan, self.attempt, folder, self._tick, self._leave_by)
+                    beside = (self.run, self.plan, self.attempt, folder, self.tick, self._leave_by)
                     self._remote = held.enter_context(publishing.alongside(*beside))
                     held.enter_context(telling.alongside(*beside))
                 return self._ranks(lease, held)
@@ -116,14 +127,14 @@ class Attempt:
         )
 
     def end(self, verdict: Verdict, final: bool) -> None:
-        """Record the end of the attempt, or of this node's part in it."""
+        """Record the end of the attempt, or of this node's part in it. The log stays open: see `close`."""
         if self.place.leads:
             cause = blamed(self.run, self.attempt, verdict.outcome, verdict.error)
             self.log.write(
                 events.Ended,
                 outcome=verdict.outcome,
                 final=final,
-                error=verdict.error,
+                error=without_addresses(verdict.error),
                 retry=verdict.retry,
                 cause=cause.cause,
                 evidence=cause.line,
@@ -138,10 +149,25 @@ class Attempt:
                 node=node,
                 name=self.place.nodes[node],
                 outcome=outcome,
-                error=verdict.error,
+                error=without_addresses(verdict.error),
                 retry=verdict.retry,
             )
-        self.log.close()
+
+    def close(self) -> None:
+        """Close the log. The last words are tried for long where the disk is bad: without them the run is not over."""
+        local = self.place.scheduler == "local"
+        deadline = time.monotonic() + (_LAST_WORDS_S if local else _LAST_WORDS_ON_SLURM_S)
+        while not self.log.flush() and time.monotonic() < deadline and not self.asked():
+            self.tick()
+            time.sleep(TICK_S)
+        try:
+            self.log.close(0.0 if time.monotonic() > deadline else _AFTER_REQUEST_S)
+        except OSError as error:
+            say(error, err=True)
+
+    def wait(self, reason: str) -> None:
+        """Say why the attempt that follows waits; an empty reason: it waits no more."""
+        self.log.write(events.Waiting, reason=reason)
 
     def _lease(self) -> devices.Lease | Verdict:
         need = self.plan.world.gpus
@@ -160,7 +186,7 @@ class Attempt:
             if lease != said:
                 self.log.write(events.Waiting, reason=lease)
                 said = lease
-            if why := self._asked():
+            if why := self.asked():
                 return why
             time.sleep(1.0)
 
@@ -228,7 +254,7 @@ class Attempt:
 
     def _leave_by(self) -> float | None:
         """Until when everything must have left; None while nobody asks. Saving and publishing share the time."""
-        if self._asked_at is None and self._asked():
+        if self._asked_at is None and self.asked():
             self._asked_at = time.monotonic()
         return None if self._asked_at is None else self._asked_at + self.plan.limits.leave_s
 
@@ -251,10 +277,10 @@ class Attempt:
         kill_at = float("inf")
         try:
             while any(child.poll() is None for child in children):
-                self._tick()
+                self.tick()
                 now = time.monotonic()
-                if asked is None and (asked := self._asked()):
-                    self._stop_file.write_text(asked.error or asked.outcome)
+                if asked is None and (asked := self.asked()):
+                    self._ask_to_leave(asked)
                     kill_at = min(kill_at, self._leave_by() or now)
                 if progress and not asked and not hung and (hung := progress.stuck(now)):
                     self._note(hung)
@@ -273,6 +299,14 @@ class Attempt:
         if hung and any(child.poll() for child in children):
             return Verdict("failed", hung, retry=True)
         return self._verdict(children, asked, what)
+
+    def _ask_to_leave(self, asked: Verdict) -> None:
+        """Write the stop file. It counts by being there, which costs no space."""
+        try:
+            self._stop_file.write_text(asked.error or asked.outcome)
+        except OSError as error:
+            if not self._stop_file.exists():
+                self._note(f"{disk_words(error, self._stop_file.parent)}: its processes cannot be asked to leave")
 
     def _verdict(self, children: list[Child], asked: Verdict | None, what: str) -> Verdict | None:
         codes = [child.poll() for child in children]
@@ -298,8 +332,8 @@ class Attempt:
         ]
         return ended[-1].error if ended and ended[-1].outcome == "failed" else ""
 
-    def _asked(self) -> Verdict | None:
-        """Why this attempt should leave now, if it should."""
+    def asked(self) -> Verdict | None:
+        """Return why this attempt should leave now, if it should."""
         again = self.place.scheduler == "slurm"  # what SLURM asks for is to go on later
         if stop := records.asked_to_cancel(self.run, self.submission):
             return Verdict("cancelled", f"cancelled by {stop.by}")
@@ -312,11 +346,13 @@ class Attempt:
             return Verdict("stopped", f"its time limit of {limit} minutes is over", retry=again)
         return None
 
-    def _tick(self) -> None:
+    def tick(self) -> None:
+        """Show signs of life, and write events again that a bad disk refused. Every loop that waits calls it."""
         now = time.monotonic()
         if now >= self._beat_due:
             self.run.beat(self.attempt, "node" if self.place.leads else f"node-{self.place.node}")
             self._beat_due = now + BEAT_S
+            self.log.flush()
             self.leaving.tend()
 
 

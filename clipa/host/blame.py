@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from clipa.host.children import last_lines
+from clipa.registry.cause import without_addresses
 from clipa.registry.run_dir import RunDir
 
 LINES = 60
@@ -73,7 +74,7 @@ def blamed(run: RunDir, attempt: int, outcome: str, error: str) -> Blame:
     if outcome not in ("failed", "killed"):
         return Blame("", "")
     found = blame(error, logs_of(run, attempt))
-    return found._replace(line="" if found.line in error else found.line)
+    return found._replace(line="" if found.line in error else without_addresses(found.line))
 
 
 def logs_of(run: RunDir, attempt: int) -> list[str]:

@@ -11,6 +11,7 @@ from clipa.host.blame import blamed
 from clipa.host.children import last_lines
 from clipa.host.decide import Trace, Verdict, decide, is_last, trace_of, words
 from clipa.registry import events, records
+from clipa.registry.cause import without_addresses
 from clipa.registry.jobs import Job
 from clipa.registry.run_dir import RunDir
 from clipa.spec.plan import Plan
@@ -142,7 +143,7 @@ def write_end(run: RunDir, attempt: int, writer: str, conclusion: Conclusion) ->
         events.Ended,
         outcome=verdict.outcome,
         final=final,
-        error=verdict.error,
+        error=without_addresses(verdict.error),
         retry=verdict.retry,
         cause=cause.cause,
         evidence=cause.line,

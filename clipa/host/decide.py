@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
+from clipa.host.blame import blame
 from clipa.registry import events
+from clipa.registry.cause import normalized
 from clipa.registry.run_dir import RunDir
 
 Outcome: TypeAlias = Literal["done", "failed", "killed", "stopped", "cancelled", "blocked"]
@@ -46,7 +48,8 @@ def decide(verdict: Verdict, history: Sequence[Trace], last: bool, limit: int) -
     """Whether the attempt was the last one of its submission, and the verdict with the reason why.
 
     It stops early only when two consecutive attempts began at the same checkpoint, made no step of progress and ended
-    with the same error of their own. What comes from outside (signals) counts for the limit of attempts alone.
+    with the same error of their own, compared without addresses, process numbers and times. What comes from outside
+    (signals) counts for the limit of attempts alone.
     """
     if not verdict.retry:
         return verdict, True
@@ -70,7 +73,9 @@ def _hopeless(before: Trace, now: Trace) -> bool:
         and before.begun == now.begun
         and before.reached == before.begun
         and now.reached == now.begun
-        and before.error == now.error
+        and normalized(before.error) == normalized(now.error)
+        and blame(now.error, ()).cause
+        != "storage"  # a disk is emptied or mended meanwhile: up to the limit of attempts
     )
 
 

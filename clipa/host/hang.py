@@ -77,7 +77,7 @@ class Watch:
     def _look(self) -> tuple[int, str] | None:
         try:
             with open(self._path, encoding="utf-8", errors="replace") as file:
-                return os.fstat(file.fileno()).st_mtime_ns, file.read()
+                return os.fstat(file.fileno()).st_mtime_ns, file.read().strip()
         except OSError:
             return None
 

@@ -12,6 +12,7 @@ import os
 import stat
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,8 +21,10 @@ from clipa.host import bad_nodes, render
 from clipa.host.attempt import Attempt, Leaving, Place, guarded
 from clipa.host.decide import Verdict, is_done
 from clipa.host.meeting import Reservation
+from clipa.host.pause import Watch, take_when_possible
 from clipa.host.supervisor import close
 from clipa.registry import events, records
+from clipa.registry.log_streams import survive_full_logs
 from clipa.registry.run_dir import RunDir
 from clipa.slurm.nodelist import expand
 from clipa.slurm.scheduler import expanded
@@ -30,6 +33,10 @@ from clipa.terminal import say
 
 LAG_S = 60.0
 """Seconds until what another host has written is seen for certain: NFS clients may trail by so much (nfs(5))."""
+
+
+_DISK_S = 600.0
+"""How long the nodes of a job wait for a run root that cannot be written."""
 
 
 class Job(NamedTuple):
@@ -81,6 +88,7 @@ class OnNode:
         leaving = Leaving()
         leaving.install()
         os.chdir("/")
+        survive_full_logs()
         job = own_job()
         node = Node(RunDir(self.path), self.attempt + job.restart, self.submission, job, leaving)
         code = node.execute()
@@ -112,16 +120,40 @@ class Node:
         if stop := records.asked_to_cancel(self.run, self.submission):
             close(self.run, self.attempt, "cancelled", f"cancelled by {stop.by}")
             return 1
-        if self.attempt not in self.run.intents():
-            records.write_intent(self.run, self.attempt, self.submission, "restart")
+        if not self._holds(lambda: self.attempt in self.run.intents() or self._intend()):
+            return 1
         if self.plan.parent and not self._parent_is_done():
             close(self.run, self.attempt, "blocked", f"{self.plan.parent} is not done")
             return 1
-        if not self.run.claim(self.attempt):
-            say(f"attempt {self.attempt} has begun elsewhere: leaving")
+        if not self._holds(lambda: self.run.claim(self.attempt)):
             return 1
         verdict = self._work()
         return 0 if verdict.outcome == "done" else render.RESUMABLE if verdict.retry else 1
+
+    def _intend(self) -> bool:
+        records.write_intent(self.run, self.attempt, self.submission, "restart")
+        return True
+
+    def _holds(self, take: Callable[[], bool]) -> bool:
+        """Take a step towards the attempt, waiting for a disk that cannot be written. Say why if it is not taken."""
+        log = events.EventWriter(self.run, self.attempt, "queue")
+
+        def tick() -> None:
+            self.run.beat(self.attempt, "node")
+            log.flush()
+
+        watch = Watch(self._asked, tick, lambda why: log.write(events.Waiting, reason=why))
+        taken = take_when_possible(self.run, take, watch, limit_s=_DISK_S)
+        with contextlib.suppress(OSError):
+            log.close(0.0)
+        if taken is not True:
+            say(f"attempt {self.attempt}: {taken.error if taken else 'it has begun elsewhere'}: leaving", err=True)
+        return taken is True
+
+    def _asked(self) -> Verdict | None:
+        if stop := records.asked_to_cancel(self.run, self.submission):
+            return Verdict("cancelled", f"cancelled by {stop.by}")
+        return Verdict("stopped", self.leaving.reason, retry=True) if self.leaving.reason else None
 
     def _is_newest(self) -> bool:
         return self.attempt >= max([0, *self.run.intents()])
@@ -141,6 +173,7 @@ class Node:
             work = Attempt(self.run, self.plan, self.attempt, self.submission, self.leaving, place)
             verdict = guarded(lambda: self._on_node(work))
             work.end(verdict, final=verdict.outcome in ("done", "cancelled"))
+            work.close()
             return verdict
 
     def _on_node(self, work: Attempt) -> Verdict:

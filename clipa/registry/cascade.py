@@ -63,6 +63,7 @@ def reduce(
     now: float,
     jobs: Jobs | None = None,
     parent: State | None = None,
+    disk: str = "",
 ) -> RunStatus:
     """The status of a run.
 
@@ -73,8 +74,11 @@ def reduce(
         now: Unix time.
         jobs: what SLURM says; None: it was not asked.
         parent: state of the run that must be done first.
+        disk: what is wrong with the disk of its run root.
     """
     state, why = judge(Case(facts, alive, beat_age, now, jobs, parent))
+    if disk and state.is_live and disk not in why:
+        why = f"{disk}; {why}" if why else disk
     plan, ended, last, speed = facts.plan, facts.ended, facts.last_step, _median(facts.speeds)
     steps, step, (batch, pixels, patches, words) = plan.steps, min(facts.step, plan.steps), _shape(plan)
     return RunStatus(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
+from clipa.registry.line_writer import LineWriter
 from clipa.registry.run_dir import RunDir
 
 
@@ -321,32 +321,51 @@ _encoder = msgspec.json.Encoder()
 
 
 class EventWriter:
-    """Appends events of one attempt to the file of one writer. Each event is one write call, flushed to the kernel."""
+    """Appends events of one attempt to the file of one writer, one line each.
 
-    def __init__(self, run: RunDir, attempt: int, writer: str) -> None:
+    A bad disk (full, read-only, failing) raises nothing: events wait in memory and are tried again with the next one.
+
+    Args:
+        run: the run directory.
+        attempt: the attempt's number.
+        writer: the one that writes this file.
+        reserve: whether space for the last words is reserved, so that a full disk does not lose them.
+
+    Raises:
+        OSError: the file cannot be opened for a reason that is not the disk's.
+    """
+
+    def __init__(self, run: RunDir, attempt: int, writer: str, reserve: bool = False) -> None:
         self.attempt = attempt
-        path = run.event_file(attempt, writer)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        # A writer that was killed in the middle of a line leaves a torn one: end it, so that ours stays readable.
-        if os.fstat(self._descriptor).st_size and not _ends_with_newline(path):
-            os.write(self._descriptor, b"\n")
+        self._lines = LineWriter(run.event_file(attempt, writer), reserve)
+
+    @property
+    def trouble(self) -> str:
+        """Why events wait in memory; empty while none do."""
+        return self._lines.trouble
 
     def write(self, kind: type[Event], **fields: object) -> None:
         """Append one event; `t` and `attempt` are filled in."""
         event = kind(t=time.time(), attempt=self.attempt, **fields)
-        os.write(self._descriptor, _encoder.encode(event) + b"\n")
+        self._lines.add(_encoder.encode(event) + b"\n", minor=kind in _MINOR, last=kind in _LAST_WORDS)
 
-    def close(self) -> None:
-        """Make the events durable and close the file."""
-        os.fsync(self._descriptor)
-        os.close(self._descriptor)
+    def flush(self) -> bool:
+        """Try again to write events that wait. Return whether none wait any more."""
+        return self._lines.flush()
+
+    def close(self, patience: float = 30.0) -> None:
+        """Make the events durable and close the file, trying for `patience` seconds where the disk is bad.
+
+        Raises:
+            OSError: events are left that could not be written.
+        """
+        self._lines.close(patience)
 
 
-def _ends_with_newline(path: Path) -> bool:
-    with open(path, "rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read(1) == b"\n"
+_MINOR = (Step, Arriving)
+"""Events of which a part may be dropped where a disk stays bad for so long that too many wait."""
+_LAST_WORDS = (Ended, NodeEnded, TrainerEnded, Waiting)
+"""Events that use the reserved space of a full disk."""
 
 
 def parse(line: bytes) -> AnyEvent | None:

@@ -159,6 +159,9 @@ def _doing(now: Sequence[AnyEvent], restarted: str | None) -> tuple[State, str]:
     """What the newest attempt is at, from its own events, and why. `restarted`: what a restart comes after."""
     kinds = {type(event) for event in now}
     if ended := _of(now, events.Ended):
+        since = _of(now[now.index(ended[-1]) :], events.Waiting)
+        if since and since[-1].reason:
+            return State.WAITING, since[-1].reason
         return State.RUNNING, _restarting(ended[-1].error)
     if kinds & {events.Spawned, events.Begun}:
         return State.RUNNING, ""

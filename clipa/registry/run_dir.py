@@ -22,6 +22,7 @@ each and are appended to line by line.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -32,6 +33,7 @@ from pathlib import Path
 _STEP = re.compile(r"^step-(\d{1,18})$")
 WAITING = "waiting-"
 """How the writers of heartbeats are called that wait for shards on their way (`clipa.data.shards`)."""
+_BEAT_BYTES = 64
 _NUMBER = re.compile(r"^(\d{1,9})(?:\.json)?$")
 
 
@@ -173,7 +175,8 @@ class RunDir:
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
         except FileExistsError:
             return False
-        sync_folder(path.parent)
+        with contextlib.suppress(OSError):  # the claim holds: a failure said now would have another try find it taken
+            sync_folder(path.parent)
         return True
 
     def claimed(self) -> list[int]:
@@ -185,10 +188,21 @@ class RunDir:
         return _numbers(self.path / "intents")
 
     def beat(self, attempt: int, writer: str, text: str = "") -> None:
-        """Show a sign of life. The text (a trainer's step, then a few words) is informal: age is what counts."""
+        """Show a sign of life. The text (a trainer's step, then a few words) is informal: age is what counts.
+
+        The file is written over in place and its time is set, which a full disk allows. A disk that does not allow it
+        raises nothing: a missing sign of life is what the reader is to see.
+        """
         path = self.heartbeat(attempt, writer)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+        raw = text.encode().ljust(_BEAT_BYTES) if text else b""  # one write of one size: no reader sees half of each
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            try:
+                os.utime(descriptor)
+                os.ftruncate(descriptor, os.pwrite(descriptor, raw, 0))
+            finally:
+                os.close(descriptor)
 
     def beaten_step(self, attempt: int) -> int | None:
         """The step of a trainer's last sign of life; None without one that can be read."""

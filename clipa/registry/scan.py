@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 from clipa.registry.cascade import reduce
+from clipa.registry.disk_errors import mount_trouble
 from clipa.registry.index import Index, cached, mark_of
 from clipa.registry.jobs import Jobs
 from clipa.registry.liveness import Identity, is_alive
@@ -55,13 +56,15 @@ def scan(
                     _keep(facts, found.facts, diagnostics)
     beats = _beats(facts.values(), now)
     asked = cache(is_alive)
+    disk = cache(mount_trouble)
     ordered = _in_order(facts)
     jobs = ask(ordered) if ask else {}
     statuses: list[RunStatus] = []
     states: dict[str, State] = {}
     for f in ordered:
         run, parent = f.plan.run, states.get(f.plan.parent)
-        statuses.append(reduce(f, asked, _beat_age(f, beats, now), now, jobs.get(run), parent))
+        trouble = "" if f.ended else disk(Path(f.path).parent)
+        statuses.append(reduce(f, asked, _beat_age(f, beats, now), now, jobs.get(run), parent, trouble))
         states[run] = statuses[-1].state
     return Scan(statuses, {f.plan.run: f for f in ordered}, diagnostics)
 

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from clipa.errors import ClipaError
 from clipa.registry import events
+from clipa.registry.log_streams import survive_full_logs
 from clipa.registry.run_dir import RunDir, write_whole
 from clipa.spec import plan as plans
 from clipa.spec.plan import Plan
@@ -137,6 +138,7 @@ def _told(folder: Path, tick: Tick) -> Wanted:
 
 def main() -> int:
     """Entry of the module: the exit code."""
+    survive_full_logs()
     parser = argparse.ArgumentParser(prog="clipa.staging.arrive", description="stage what a run reads while it trains")
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("folder", type=Path)

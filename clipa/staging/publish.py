@@ -18,6 +18,7 @@ import msgspec
 
 from clipa.errors import ClipaError, InputError, StorageError
 from clipa.registry import events
+from clipa.registry.log_streams import survive_full_logs
 from clipa.registry.run_dir import RunDir
 from clipa.spec import card
 from clipa.spec import plan as plans
@@ -141,6 +142,7 @@ def follow(run: RunDir, attempt: int, until: Path | None, target: Dataset) -> in
 
 def main() -> int:
     """Entry of `python -m clipa.staging.publish`: the exit code."""
+    survive_full_logs()
     parser = argparse.ArgumentParser(
         prog="clipa.staging.publish", description="publish a run's checkpoints and results"
     )

@@ -17,6 +17,7 @@ import msgspec
 
 from clipa.errors import ClipaError, InputError, StorageError
 from clipa.registry import events
+from clipa.registry.log_streams import survive_full_logs
 from clipa.registry.run_dir import RunDir, write_whole
 from clipa.spec import card, plan
 from clipa.spec.cluster import Dataset
@@ -250,6 +251,7 @@ def read_record(path: Path, decode: Callable[[bytes], _T]) -> _T:
 
 def main() -> int:
     """Entry of `python -m clipa.staging.stage`: the exit code."""
+    survive_full_logs()
     parser = argparse.ArgumentParser(prog="clipa.staging.stage", description="stage what a run reads")
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--attempt", type=int, required=True)

@@ -16,6 +16,7 @@ from typing import Protocol
 import msgspec
 
 from clipa.registry import events
+from clipa.registry.log_streams import survive_full_logs
 from clipa.registry.run_dir import RunDir, write_whole
 from clipa.spec import plan as plans
 from clipa.spec.plan import Plan
@@ -86,6 +87,7 @@ def _read(path: Path) -> Place:
 
 def main() -> int:
     """Entry of the module: the exit code, 1 where the tracker failed."""
+    survive_full_logs()
     parser = argparse.ArgumentParser(prog="clipa.tell", description="tell a tracker what a run records")
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("--attempt", type=int, required=True)
