@@ -17,7 +17,7 @@ import msgspec
 from clipa.attempt.launcher import launched
 from clipa.attempt.pulse import Pulse, show_stacks_on_request
 from clipa.errors import ClipaError, InputError
-from clipa.registry import events
+from clipa.registry import events, socket_folder
 from clipa.registry.cause import without_addresses
 from clipa.registry.log_streams import survive_full_logs
 from clipa.registry.run_dir import RunDir
@@ -79,17 +79,17 @@ def run_process(name: str, kinds: Sequence[str], work: Callable[[Session], int])
 
 
 def _keep_sockets_in_scratch() -> None:
-    """Have multiprocessing make its folder (`pymp-*`) beside the stop file: the supervisor removes it after a kill -9.
+    """Have multiprocessing make its folder (`pymp-*`) next to the stop file: the supervisor removes it after a kill -9.
 
-    By hand there is no supervisor; and the path of a socket has at most 107 bytes (unix(7)), 32 of which it adds.
+    By hand there is no supervisor, and TMPDIR may be too long for a socket: then in another folder that is not.
     """
     scratch = os.path.dirname(os.environ.get("CLIPA_STOP_FILE", ""))
-    if scratch and len(os.fsencode(scratch)) <= 75 and os.access(scratch, os.W_OK):
-        before, tempfile.tempdir = tempfile.tempdir, scratch
-        try:
-            multiprocessing.util.get_temp_dir()  # made once a process, and handed on to those that it starts
-        finally:
-            tempfile.tempdir = before
+    usable = scratch and len(os.fsencode(scratch)) <= socket_folder.LONGEST and os.access(scratch, os.W_OK)
+    before, tempfile.tempdir = tempfile.tempdir, scratch if usable else str(socket_folder.candidates()[0])
+    try:
+        multiprocessing.util.get_temp_dir()  # made once a process, and handed on to those that it starts
+    finally:
+        tempfile.tempdir = before
 
 
 def leave(code: int) -> NoReturn:

@@ -188,6 +188,7 @@ class Attempt:
                 said = lease
             if why := self.asked():
                 return why
+            self.tick()
             time.sleep(1.0)
 
     def _stage(self) -> Verdict | None:

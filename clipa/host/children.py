@@ -7,11 +7,9 @@ import ctypes
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from clipa.registry.liveness import same_process
 from clipa.spec.child_environment import child_environment
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
@@ -74,20 +72,6 @@ def group_of(leader: int) -> list[int]:
             if name.isdecimal() and os.getpgid(int(name)) == leader:
                 found.append(int(name))
     return sorted(found, key=lambda pid: (pid != leader, pid))
-
-
-def end_processes(processes: Sequence[tuple[int, int]], patience: float) -> bool:
-    """TERM, then KILL, the groups of (pid, start ticks) that still are those processes; True when all are gone."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        alive = [(pid, ticks) for pid, ticks in processes if same_process(pid, ticks)]
-        for pid, _ in alive:
-            signal_group(pid, number)
-        deadline = time.monotonic() + patience
-        while any(same_process(pid, ticks) for pid, ticks in alive):
-            if time.monotonic() > deadline:
-                break
-            time.sleep(0.05)
-    return not any(same_process(pid, ticks) for pid, ticks in processes)
 
 
 def last_lines(path: Path, count: int = 5) -> list[str]:

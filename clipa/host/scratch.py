@@ -8,16 +8,24 @@ import tempfile
 from pathlib import Path
 
 from clipa.registry.run_dir import RunDir
+from clipa.registry.socket_folder import candidates
+
+_NAME_BYTES = 32
+
+
+def mark_of(run: RunDir) -> str:
+    """Return how the names of all folders of a run begin; on one machine no other run's do."""
+    return f"clipa-{hashlib.sha256(str(run.path.resolve()).encode()).hexdigest()[:8]}-"
 
 
 def make(run: RunDir, attempt: int) -> Path:
-    """A private folder, in the place of those that killed supervisors of earlier attempts of this run have left here.
+    """Make a private folder, and remove those that killed supervisors of earlier attempts of this run have left here.
 
-    Its name is short: sockets are made in it, whose paths have at most 107 bytes (unix(7)).
+    Its path is short, because sockets are made in it: a TMPDIR that is too long for them is passed over.
     """
-    mark = f"clipa-{hashlib.sha256(str(run.path.resolve()).encode()).hexdigest()[:8]}-"
-    for left in Path(tempfile.gettempdir()).glob(f"{mark}*"):
+    mark, places = mark_of(run), candidates(_NAME_BYTES)
+    for left in (path for place in places for path in place.glob(f"{mark}*")):
         number = left.name.removeprefix(mark).partition("-")[0]
         if number.isdecimal() and int(number) < attempt:  # this attempt may have several nodes on one machine
             shutil.rmtree(left, ignore_errors=True)
-    return Path(tempfile.mkdtemp(prefix=f"{mark}{attempt}-"))
+    return Path(tempfile.mkdtemp(prefix=f"{mark}{attempt}-", dir=places[0]))

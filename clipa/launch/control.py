@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from clipa.errors import InputError, LaunchError
 from clipa.host import containers
-from clipa.host.children import end_processes
+from clipa.host.process_tree import ProcessTree
 from clipa.launch import create, pin
 from clipa.launch.cancel_slurm import end_jobs
 from clipa.launch.look import look
@@ -17,10 +17,12 @@ from clipa.launch.only_one import only_one
 from clipa.registry import events, records
 from clipa.registry.liveness import is_alive
 from clipa.registry.run_dir import RunDir
-from clipa.registry.state import RunStatus, State
+from clipa.registry.state import Facts, RunStatus, State
 from clipa.spec.plan import Plan
 
 _MARGIN_S = 15.0
+_END_S = 10.0
+"""Seconds that the processes of a run get between TERM and KILL, and to be gone after that."""
 PATIENCE_S = 75.0
 """Seconds that a run gets to leave by itself: the supervisor gives its processes 60 to save."""
 
@@ -42,6 +44,7 @@ def cancel(runs: Sequence[RunStatus], patience: float = PATIENCE_S) -> list[RunS
     roots = sorted({Path(run.root) for run in runs})
     deadline = time.monotonic() + max([patience, *(_leave_s(run) + _MARGIN_S for run in live)])
     end_jobs(roots, wanted, waiting_only=True)
+    _wake(live, look(roots).facts)
     while True:
         found = [s for s in look(roots).statuses if s.run in wanted]
         left = [s for s in found if s.state.is_live]
@@ -74,17 +77,30 @@ def _plan(run: RunStatus) -> Plan:
     return records.read_plan(RunDir(Path(run.root) / run.run))
 
 
-def _end(run: RunDir) -> None:
-    """End the recorded processes of a run's newest attempt: its supervisor, then its ranks."""
-    found = look([run.path.parent]).facts.get(run.id)
-    if found is None or found.holder is None or is_alive(found.holder) is not True:
-        return
-    processes = [(found.holder.pid, found.holder.start_ticks)]
-    for event in events.read(run.event_file(found.attempt, "supervisor")):
+def _tree(run: RunDir, facts: Facts | None) -> ProcessTree | None:
+    """Return the processes of a run's newest attempt; None where its supervisor does not run on this machine."""
+    if facts is None or facts.holder is None or is_alive(facts.holder) is not True:
+        return None
+    named = [(facts.holder.pid, facts.holder.start_ticks)]
+    for event in events.read(run.event_file(facts.attempt, "supervisor")):
         if isinstance(event, events.Spawned):
-            processes += list(zip(event.pids, event.start_ticks, strict=True))
-    if not end_processes(processes, patience=10.0):
-        raise LaunchError("its processes cannot be ended", where=run.id, hint=f"look at {processes}")
+            named += list(zip(event.pids, event.start_ticks, strict=False))
+    return ProcessTree(run, named)
+
+
+def _wake(runs: Sequence[RunStatus], facts: Mapping[str, Facts]) -> None:
+    """Let stopped processes of runs go on: one that is stopped cannot hear that it is to leave."""
+    for status in runs:
+        if tree := _tree(RunDir(Path(status.root) / status.run), facts.get(status.run)):
+            tree.wake()
+
+
+def _end(run: RunDir) -> None:
+    """End every process of a run's newest attempt on this machine."""
+    tree = _tree(run, look([run.path.parent]).facts.get(run.id))
+    if tree is not None and (left := tree.end(_END_S)):
+        pids = " ".join(str(pid) for pid, _ in left)
+        raise LaunchError("its processes cannot be ended", where=run.id, hint=f"ps -o pid,stat,wchan:20,args -p {pids}")
 
 
 def _close_unheld(roots: Sequence[Path], wanted: set[str]) -> None:

@@ -30,7 +30,9 @@ Alive = Callable[[Identity], bool | None]
 
 
 class Case(NamedTuple):
-    """What a rule of the cascade looks at. `jobs`: what SLURM says, None: not asked; `parent`: of the run before."""
+    """What a rule of the cascade looks at. `jobs`: what SLURM says, None: not asked; `parent`: of the run before;
+    `ahead`: seconds by which a heartbeat that cannot be believed is ahead of the clock, and then `beat_age` is None.
+    """
 
     facts: Facts
     alive: Alive
@@ -38,6 +40,8 @@ class Case(NamedTuple):
     now: float
     jobs: Jobs | None = None
     parent: State | None = None
+    stopped: Callable[[Identity], bool] = lambda _: False
+    ahead: float = 0.0
 
 
 class Verdict(NamedTuple):
@@ -57,28 +61,23 @@ def _shape(plan: Plan) -> tuple[int, int, int | None, int | None]:
 
 
 def reduce(
-    facts: Facts,
-    alive: Alive,
-    beat_age: float | None,
-    now: float,
-    jobs: Jobs | None = None,
-    parent: State | None = None,
-    disk: str = "",
-) -> RunStatus:
-    """The status of a run.
+    facts: Facts, alive: Alive, beat_age: float | None, now: float, jobs: Jobs | None = None,
+    parent: State | None = None, stopped: Callable[[Identity], bool] = lambda _: False,
+) -> RunStatus:  # fmt: skip
+    """Return the status of a run.
 
     Args:
         facts: what its folder says.
         alive: whether a process runs; None when that cannot be told from here.
-        beat_age: seconds since the last sign of life of the newest attempt or of its supervisor, None without one.
+        beat_age: seconds since the last sign of life of the newest attempt or of its supervisor, None without one;
+            negative where the time of that is ahead of `now`.
         now: Unix time.
         jobs: what SLURM says; None: it was not asked.
         parent: state of the run that must be done first.
-        disk: what is wrong with the disk of its run root.
+        stopped: whether a process that runs is stopped by a signal.
     """
-    state, why = judge(Case(facts, alive, beat_age, now, jobs, parent))
-    if disk and state.is_live and disk not in why:
-        why = f"{disk}; {why}" if why else disk
+    beat_age, ahead = _plausible(beat_age)
+    state, why = judge(Case(facts, alive, beat_age, now, jobs, parent, stopped, ahead))
     plan, ended, last, speed = facts.plan, facts.ended, facts.last_step, _median(facts.speeds)
     steps, step, (batch, pixels, patches, words) = plan.steps, min(facts.step, plan.steps), _shape(plan)
     return RunStatus(
@@ -180,7 +179,7 @@ def _supervisor(case: Case) -> Verdict | None:
         return None
     match case.alive(holder):
         case True:
-            return _on_its_way(facts)
+            return _living(case, holder)
         case False:
             gone = f"its supervisor (process {holder.pid} on {holder.host}) is gone"
             if facts.trainer and facts.trainer.outcome == "done":
@@ -188,6 +187,35 @@ def _supervisor(case: Case) -> Verdict | None:
             return Verdict(State.INTERRUPTED, gone)
         case None:
             return _by_heartbeat(case, f"its supervisor is process {holder.pid} on {holder.host}")
+
+
+def _living(case: Case, holder: Identity) -> Verdict:
+    """Return the verdict on a run whose supervisor is a running process, with a word on one that does not act."""
+    verdict, who = _on_its_way(case.facts), f"its supervisor (process {holder.pid})"
+    if case.stopped(holder):
+        doubt = f"{who} is stopped by a signal (SIGSTOP): kill -CONT {holder.pid}"
+    elif case.beat_age is not None and case.beat_age > SILENCE_S:
+        doubt = f"{who} runs, but gave no sign of life for {case.beat_age:,.0f} s"
+    elif case.ahead:
+        doubt = _ahead(case)
+    else:
+        return verdict
+    over = "; the work itself has ended" if case.facts.trainer else ""
+    return verdict._replace(why=f"{doubt}{over}" + (f"; {verdict.why}" if verdict.why else ""))
+
+
+def _ahead(case: Case) -> str:
+    return f"its heartbeat is {case.ahead:,.0f} s ahead of this machine's clock, so its age cannot be told"
+
+
+def _plausible(beat_age: float | None) -> tuple[float | None, float]:
+    """Return the age of a heartbeat, and the seconds by which one that cannot be believed is ahead of the clock.
+
+    The clock of a file server may be ahead of ours by a little: such a heartbeat is a fresh one.
+    """
+    if beat_age is None or beat_age >= -SILENCE_S:
+        return None if beat_age is None else max(0.0, beat_age), 0.0
+    return None, -beat_age
 
 
 def _trainer(case: Case) -> Verdict | None:
@@ -289,6 +317,7 @@ def _running(case: Case, said: str, asked: str) -> Verdict:
         return Verdict(State.STAGING, asked or f"{said} runs, its supervisor has not said a word yet")
     silent = case.beat_age is not None and case.beat_age > SILENCE_S
     silence = f"{said} runs, but gave no sign of life for {case.beat_age:,.0f} s" if silent else ""
+    silence = f"{said} runs; {_ahead(case)}" if case.ahead else silence
     return Verdict(facts.doing, asked or silence or facts.why or "; ".join(facts.notes))
 
 
@@ -329,6 +358,8 @@ _CASCADE = (_final_word, _slurm, _supervisor, _unreadable, _trainer, _job, _comm
 
 def _by_heartbeat(case: Case, who: str) -> Verdict:
     age = case.beat_age
+    if case.ahead:
+        return Verdict(State.UNKNOWN, f"{who}, which cannot be asked from here, and {_ahead(case)}")
     if age is None:
         return Verdict(State.UNKNOWN, f"{who}, which cannot be asked from here, and it has no heartbeat")
     if age < SILENCE_S:

@@ -63,6 +63,14 @@ def same_process(pid: int, start_ticks: int) -> bool:
     return found is not None and found[0] not in _DEAD and found[1] == start_ticks
 
 
+def is_stopped(identity: Identity) -> bool:
+    """Return whether a process that runs here is stopped by a signal or a debugger."""
+    if is_alive(identity) is not True:
+        return False
+    found = _state_and_start(identity.pid)
+    return found is not None and found[0] in ("T", "t")
+
+
 _DEAD = ("Z", "X", "x")
 
 

@@ -9,11 +9,13 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
+import msgspec
+
 from clipa.registry.cascade import reduce
 from clipa.registry.disk_errors import mount_trouble
 from clipa.registry.index import Index, cached, mark_of
 from clipa.registry.jobs import Jobs
-from clipa.registry.liveness import Identity, is_alive
+from clipa.registry.liveness import Identity, is_alive, is_stopped
 from clipa.registry.reading import Diagnostic, Reading, odd, read
 from clipa.registry.run_dir import RunDir
 from clipa.registry.state import SILENCE_S, Facts, RunStatus, State
@@ -63,10 +65,17 @@ def scan(
     states: dict[str, State] = {}
     for f in ordered:
         run, parent = f.plan.run, states.get(f.plan.parent)
-        trouble = "" if f.ended else disk(Path(f.path).parent)
-        statuses.append(reduce(f, asked, _beat_age(f, beats, now), now, jobs.get(run), parent, trouble))
+        status = reduce(f, asked, _beat_age(f, beats, now), now, jobs.get(run), parent, is_stopped)
+        statuses.append(_with_disk(status, disk(Path(f.path).parent)) if status.state.is_live else status)
         states[run] = statuses[-1].state
     return Scan(statuses, {f.plan.run: f for f in ordered}, diagnostics)
+
+
+def _with_disk(status: RunStatus, trouble: str) -> RunStatus:
+    """Return the status of a live run with what is wrong with its disk."""
+    if not trouble or trouble in status.why:
+        return status
+    return msgspec.structs.replace(status, why=f"{trouble}; {status.why}" if status.why else trouble)
 
 
 def _distinct(roots: Iterable[Path]) -> Iterator[Path]:
@@ -153,23 +162,26 @@ def _beats(facts: Iterable[Facts], now: float) -> dict[Identity | str, float]:
         if f.ended and now - f.ended.t > SILENCE_S:
             continue  # over for long: it says nothing about the present
         who = f.holder or f.path
-        beat = _beat(RunDir(f.path), f.attempt)
+        beat = _beat(RunDir(f.path), f.attempt, now)
         if beat is not None:
             newest[who] = max(beat, newest.get(who, beat))
     return newest
 
 
-def _beat(run: RunDir, attempt: int) -> float | None:
-    """The newest heartbeat; that of the attempt before counts too, for one that is about to restart."""
+def _beat(run: RunDir, attempt: int, now: float) -> float | None:
+    """Return the time of the newest heartbeat, of those whose time can be believed where there are any.
+
+    That of the attempt before counts too, for one that is about to restart.
+    """
     found = []
     for path in (run.heartbeat(n, writer) for n in (attempt, attempt - 1) for writer in ("node", "train")):
         try:
             found.append(path.stat().st_mtime)
         except OSError:
             continue
-    return max(found, default=None)
+    return max([t for t in found if t <= now + SILENCE_S] or found, default=None)
 
 
 def _beat_age(facts: Facts, beats: Mapping[Identity | str, float], now: float) -> float | None:
     beat = beats.get(facts.holder or facts.path)
-    return None if beat is None else max(0.0, now - beat)
+    return None if beat is None else now - beat

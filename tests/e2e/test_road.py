@@ -85,9 +85,7 @@ def test_kill_9_of_the_trainer_is_survived(road: Road) -> None:
 def test_kill_9_of_the_supervisor_shows_interrupted_and_resumes(road: Road) -> None:
     runs = road.submit("pipeline", "--set", "phases.pretrain.samples=40000")
     road.until(runs[0], _training)
-    folder = RunDir(road.folder / "runs" / runs[0])
-    started = [e for e in events.read(folder.event_file(1, "supervisor")) if isinstance(e, events.Started)]
-    os.kill(started[0].pid, signal.SIGKILL)
+    os.kill(_supervisor(road, runs[0]), signal.SIGKILL)
     status = road.until(runs[0], lambda s: s["state"] == "INTERRUPTED", 10)
     assert status["hint"] == f"clipa resume {runs[0]}"
     assert road.status(runs[2])["state"] == "INTERRUPTED", "those behind it are dead too"
@@ -101,10 +99,21 @@ def test_kill_9_of_the_supervisor_shows_interrupted_and_resumes(road: Road) -> N
     assert road.status(runs[0])["attempt"] == 2
 
 
+def _supervisor(road: Road, run: str) -> int:
+    found = events.read(RunDir(road.folder / "runs" / run).event_file(1, "supervisor"))
+    return next(event.pid for event in found if isinstance(event, events.Started))
+
+
 def test_cancel_leaves_no_process(road: Road) -> None:
     runs = _long(road)
     road.until(runs[0], _training)
+    # A supervisor that is stopped neither leaves nor ends its ranks, and leads no process group.
+    stopped = _supervisor(road, runs[0])
+    os.kill(stopped, signal.SIGSTOP)
+    assert f"kill -CONT {stopped}" in road.status(runs[0])["why"]
+    began = time.monotonic()
     road.run("cancel", runs[0])
+    assert time.monotonic() - began < 60
     assert [road.status(run)["state"] for run in runs] == ["CANCELLED", "BLOCKED", "BLOCKED"]
     deadline = time.monotonic() + 10
     while left := road.processes():

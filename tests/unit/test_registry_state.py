@@ -145,6 +145,40 @@ def test_cascade(
     assert status.state is state
 
 
+WORK_ENDED = {"event": "trainer-ended", "outcome": "done", "step": 10}
+
+
+@pytest.mark.parametrize(
+    ("alive", "stopped", "age", "state", "said"),
+    [
+        (True, True, 1.0, State.RUNNING, f"stopped by a signal (SIGSTOP): kill -CONT {ME.pid}"),
+        (True, False, 3600.0, State.RUNNING, "runs, but gave no sign of life for 3,600 s"),
+        (True, False, -3.2e7, State.RUNNING, "32,000,000 s ahead of this machine's clock"),
+        (None, False, -3.2e7, State.UNKNOWN, "32,000,000 s ahead of this machine's clock"),
+        (None, False, 3600.0, State.INTERRUPTED, "gave no sign of life for 3,600 s"),
+        (True, False, -20.0, State.RUNNING, ""),  # a file server's clock that is ahead a little
+        (None, False, -20.0, State.RUNNING, ""),
+    ],
+)
+def test_a_supervisor_that_does_not_act_is_not_shown_without_a_word(tmp_path, alive, stopped, age, state, said):
+    facts = facts_of(make(tmp_path, [STARTED, SPAWNED]))
+    status = reduce(facts, lambda _: alive, age, 1e9, stopped=lambda _: stopped)
+    assert (status.state, said in status.why, bool(status.why)) == (state, True, bool(said))
+    ended = facts_of(make(tmp_path, [STARTED, SPAWNED, WORK_ENDED], "r2"))
+    status = reduce(ended, lambda _: alive, age, 1e9, stopped=lambda _: stopped)
+    assert ("the work itself has ended" in status.why) == (alive is True and bool(said))
+
+
+def test_a_run_that_waits_after_a_failed_attempt_says_for_what(tmp_path):
+    waits = {"event": "waiting", "reason": "no space left on the disk of /r"}
+    found = [STARTED, SPAWNED, ended("failed", final=False), waits]
+    status = reduce(facts_of(make(tmp_path, found)), lambda _: True, 1.0, 1e9)
+    assert (status.state, status.why) == (State.WAITING, "no space left on the disk of /r")
+    over = [*found, {**waits, "reason": ""}]
+    status = reduce(facts_of(make(tmp_path, over, "r2")), lambda _: True, 1.0, 1e9)
+    assert (status.state, status.why) == (State.RUNNING, "restarting after: why")
+
+
 def test_a_newer_intent_makes_it_queued_again(tmp_path: Path) -> None:
     run = make(tmp_path, [STARTED, ended("cancelled")])
     records.write_intent(run, 2, 2, "resume")
