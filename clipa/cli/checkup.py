@@ -8,7 +8,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from clipa.cli import relay
 from clipa.errors import ConfigError
 from clipa.host import container
 from clipa.host.devices import gpus
@@ -16,7 +15,7 @@ from clipa.launch import probe
 from clipa.launch.folders import run_root_folder
 from clipa.launch.probe import Finding
 from clipa.registry.scan import scan
-from clipa.spec import catalog
+from clipa.spec import catalog, training_part
 from clipa.spec.load import load_cluster
 
 
@@ -37,11 +36,9 @@ def check_cluster(word: str) -> list[Finding]:
 def checkup(roots: Sequence[Path]) -> list[Finding]:
     """Look at the installation, the machine, the run roots and every run in them."""
     findings = [Finding("ok", f"Python {sys.version.split()[0]} in {sys.prefix}")]
-    missing = relay.missing()
+    missing = training_part.missing()
     if missing:
-        findings.append(
-            Finding("note", f"cannot train here: {', '.join(missing)} missing", "pip install 'clipa[train]'")
-        )
+        findings.append(Finding("note", f"cannot train here: {', '.join(missing)} missing", training_part.INSTALL))
     else:
         findings.append(Finding("ok", "training part installed"))
     findings.append(_gpus())

@@ -6,15 +6,13 @@ from typing import TYPE_CHECKING, NoReturn
 
 import typer
 
-from clipa.errors import InputError, MissingPart
+from clipa.errors import InputError
 from clipa.interpreter import module_argv
+from clipa.spec import training_part
 from clipa.spec.user_paths import current_folder
 
 if TYPE_CHECKING:
     import msgspec
-
-TRAINING = ("torch", "timm", "webdataset", "safetensors", "open_clip", "simplejpeg", "sklearn")
-"""Packages of the extra `train`, one for each thing that it is needed for."""
 
 
 def run_module(module: str, *words: str, what: str = "", request: msgspec.Struct | None = None) -> NoReturn:
@@ -37,7 +35,7 @@ def run_module(module: str, *words: str, what: str = "", request: msgspec.Struct
     from clipa.spec.child_environment import tool_environment
 
     if what:
-        require_training_part(what)
+        training_part.require(what)
     if current_folder() is None:
         raise InputError("the current folder was deleted", hint="cd to a folder that exists")
     stdin = None if request is None else subprocess.PIPE
@@ -47,21 +45,3 @@ def run_module(module: str, *words: str, what: str = "", request: msgspec.Struct
     except KeyboardInterrupt:  # the terminal sent it to the module too, which ends by itself
         process.wait()
     raise typer.Exit(process.returncode)
-
-
-def require_training_part(what: str) -> None:
-    """Refuse to go on without the packages of the extra `train`.
-
-    Raises:
-        MissingPart: with the command that installs them.
-    """
-    if names := missing():
-        where = f"not installed: {', '.join(names)}"
-        raise MissingPart(f"{what} needs clipa's training part", where=where, hint="pip install 'clipa[train]'")
-
-
-def missing() -> list[str]:
-    """Return the packages of the training part that are not installed here."""
-    import importlib.util
-
-    return [name for name in TRAINING if importlib.util.find_spec(name) is None]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sys
 import time
@@ -13,13 +12,13 @@ from typing import NamedTuple
 
 import msgspec
 
-from clipa.errors import ConfigError, MissingPart, did_you_mean
+from clipa.errors import ConfigError, did_you_mean
 from clipa.host import devices
 from clipa.launch import demo, division, pin, weights
 from clipa.launch.evaluation import pin_sets
 from clipa.launch.stage_job import with_stage
 from clipa.registry import provenance
-from clipa.spec import budget, catalog, cost, hardware
+from clipa.spec import budget, catalog, cost, hardware, training_part
 from clipa.spec.cluster import Cluster, Dataset
 from clipa.spec.evalset import EvalSet
 from clipa.spec.job import Eval, Phase, Recipe
@@ -255,13 +254,7 @@ def _publish(cluster: Cluster) -> Dataset | None:
 
 
 def _require_training_part(recipe: Recipe, cluster: Cluster) -> None:
-    missing = [name for name in ("torch", "timm", "webdataset") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise MissingPart(
-            f"this environment cannot train: {', '.join(missing)} not installed",
-            where=sys.prefix,
-            hint="pip install 'clipa[train]'",
-        )
+    training_part.require("training in this environment", sys.prefix)
     if recipe.model.text.tokenizer != "clip-bpe":
         find_vocabulary({**os.environ, **cluster.env})
 

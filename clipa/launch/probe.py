@@ -27,6 +27,7 @@ from clipa.host.meeting import meeting
 from clipa.launch.snapshot import take
 from clipa.slurm import scheduler, site
 from clipa.slurm.sbatch import of_site
+from clipa.spec import training_part
 from clipa.spec.cluster import Cluster
 from clipa.spec.counted import counted
 from clipa.spec.plan import Record
@@ -230,7 +231,7 @@ def look(folder: Path, interface: str, scratch: str) -> Seen:
     except OSError as error:
         where, trouble, resolves = "", str(error), False
     place = os.path.expandvars(scratch) if scratch else tempfile.gettempdir()
-    missing = [name for name in ("submitit", "torch", "timm", "webdataset") if importlib.util.find_spec(name) is None]
+    missing = [name for name in ("submitit", *training_part.PACKAGES) if importlib.util.find_spec(name) is None]
     try:
         answer = (folder / "question").read_text()
         free = shutil.disk_usage(place).free

@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
-import sys
+import tomllib
+import venv
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
 from pathlib import Path
 
 import click
 import pytest
 import typer
+from packaging.requirements import Requirement
 
 from clipa.cli.main import app
+from clipa.spec import training_part
 
-ABSENT = (
-    "torch torchvision timm webdataset open_clip tokenizers safetensors numpy PIL simplejpeg sklearn scipy obstore nltk"
-)
-BLOCKER = f"""
-import importlib.machinery as machinery
-find = machinery.PathFinder.find_spec
-def find_spec(name, path=None, target=None):
-    return None if name.partition(".")[0] in {ABSENT.split()!r} else find(name, path, target)
-machinery.PathFinder.find_spec = staticmethod(find_spec)
-"""
+ROOT = Path(__file__).resolve().parents[2]
 NEEDS = "needs clipa's training part"
 COMMANDS = {
     "status": ("", 0, ""),
@@ -79,23 +75,46 @@ def _commands(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[st
         yield " ".join(path)
 
 
+def _installed_with(requirements: list[str]) -> Iterator[metadata.Distribution]:
+    """Yield the packages that pip would install for these requirements, and what those require."""
+    seen, todo = set(), [Requirement(line) for line in requirements]
+    while todo:
+        wanted = todo.pop()
+        key = (wanted.name.lower(), frozenset(wanted.extras))
+        if key in seen:
+            continue
+        seen.add(key)
+        yield (found := metadata.distribution(wanted.name))
+        for line in found.requires or ():
+            more = Requirement(line)
+            if more.marker is None or any(more.marker.evaluate({"extra": extra}) for extra in ("", *wanted.extras)):
+                todo.append(more)
+
+
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder whose `sitecustomize` hides what the base install lacks, from children too."""
+    """The interpreter of an environment that holds the base install and nothing else: links, so it is made at once."""
     folder = tmp_path_factory.mktemp("base")
-    (folder / "sitecustomize.py").write_text(BLOCKER)
-    return folder
+    venv.create(folder, symlinks=True)
+    (packages,) = folder.glob("lib/python*/site-packages")
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    for found in _installed_with(declared):
+        for name in {file.parts[0] for file in found.files or ()} - {"..", "__pycache__"}:
+            if not (packages / name).exists():
+                (packages / name).symlink_to(str(found.locate_file(name)))
+    (packages / "clipa.pth").write_text(f"{ROOT}\n")
+    return folder / "bin" / "python"
 
 
 def test_every_command_works_or_says_what_to_install(base: Path, tmp_path: Path) -> None:
     assert {*_commands(typer.main.get_command(app))} == {*COMMANDS}, "a new command belongs into the list"
     (tmp_path / "empty").mkdir()
     (tmp_path / "weights.npz").write_bytes(b"?")
-    environment = {**os.environ, "PYTHONPATH": str(base), "DOCKER_HOST": f"unix://{tmp_path}/none.sock"}
+    environment = {**os.environ, "DOCKER_HOST": f"unix://{tmp_path}/none.sock"}
 
     def run(command: str) -> str:
         words, code, said = COMMANDS[command]
-        argv = [sys.executable, "-P", "-m", "clipa.cli.main", *command.split(), *words.split()]
+        argv = [str(base), "-P", "-m", "clipa.cli.main", *command.split(), *words.split()]
         done = subprocess.run(argv, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
         out = done.stdout + done.stderr
         fine = "Traceback" not in out and done.returncode == code and said.lower() in out.lower()
@@ -104,3 +123,11 @@ def test_every_command_works_or_says_what_to_install(base: Path, tmp_path: Path)
     with ThreadPoolExecutor(2) as pool:
         wrong = [report for report in pool.map(run, COMMANDS) if report]
     assert not wrong, "\n".join(wrong)
+
+
+def test_the_training_part_is_what_the_extra_installs() -> None:
+    """A package that one command forgets to ask for would be a traceback where just it is missing."""
+    extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["train"]
+    imported = {"open_clip_torch": "open_clip", "pillow": "PIL", "scikit-learn": "sklearn"}
+    names = {re.split(r"[><=\[ ]", line)[0] for line in extra}
+    assert {imported.get(name, name) for name in names} - {"sklearn"} == set(training_part.PACKAGES)
