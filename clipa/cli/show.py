@@ -104,7 +104,20 @@ def reasons(found: Sequence[RunStatus]) -> list[str]:
             lines += [f"    {line}" for line in [*rest[:8], *filter(None, [s.evidence])]]
         if s.hint:
             lines.append(f"    {s.hint}")
-    return lines + [f"{s.run}: {_bad(s.bad)}; by shard: clipa runs show {s.run}" for s in found if s.bad]
+    lines += [f"{s.run}: {_bad(s.bad)}; by shard: clipa runs show {s.run}" for s in found if s.bad]
+    return lines + _of_others(found)
+
+
+def _of_others(found: Sequence[RunStatus]) -> list[str]:
+    owners: dict[str, list[str]] = {}
+    for s in found:
+        if s.owner:
+            owners.setdefault(s.owner, []).append(s.run)
+    return [
+        f"of user {owner}, whose runs are only read: {', '.join(runs[:4])}"
+        f"{f' and {len(runs) - 4} more' if len(runs) > 4 else ''}"
+        for owner, runs in owners.items()
+    ]
 
 
 def _bad(bad: BadSamples) -> str:

@@ -16,6 +16,7 @@ from clipa.launch.only_one import only_one
 from clipa.launch.submit import submit_slurm
 from clipa.registry import events, reading, records
 from clipa.registry.jobs import FAILED_LAUNCH, Job, attempt_of, live_of, name_of
+from clipa.registry.ownership import distrust_run
 from clipa.registry.run_dir import RunDir, run_dirs
 from clipa.registry.scan import Scan
 from clipa.registry.state import Facts, State
@@ -109,10 +110,10 @@ def submit_successor(run: RunDir, plan: Plan, submission: int, after: str = "") 
 
 
 def children_of(run: RunDir) -> list[RunDir]:
-    """The runs of the same group that wait for this one."""
+    """The runs of the same group that wait for this one; not those of other users, which may say anything."""
     found = []
     for other in run_dirs(run.path.parent):
-        if other.id != run.id:
+        if other.id != run.id and not distrust_run(other.path):
             with contextlib.suppress(Exception):
                 if records.read_plan(other).parent == run.id:
                     found.append(other)
@@ -221,7 +222,4 @@ def _has_begun(run: RunDir, attempt: int) -> bool:
 
 
 def _is_mine(path: str) -> bool:
-    try:
-        return os.stat(path).st_uid == os.getuid() and os.access(path, os.W_OK)
-    except OSError:
-        return False
+    return not distrust_run(path) and os.access(path, os.W_OK)

@@ -16,6 +16,7 @@ from clipa.launch.look import look
 from clipa.launch.only_one import only_one
 from clipa.registry import events, records
 from clipa.registry.liveness import is_alive
+from clipa.registry.ownership import require_own
 from clipa.registry.run_dir import RunDir
 from clipa.registry.state import Facts, RunStatus, State
 from clipa.spec.plan import Plan
@@ -36,6 +37,7 @@ def cancel(runs: Sequence[RunStatus], patience: float = PATIENCE_S) -> list[RunS
     Returns:
         Their states afterwards.
     """
+    require_own([Path(run.root) / run.run for run in runs], "cancel")
     live = [run for run in runs if run.state.is_live or run.state is State.UNKNOWN]
     for run in reversed(live):
         folder = RunDir(Path(run.root) / run.run)
@@ -123,15 +125,17 @@ def resume(runs: Sequence[RunStatus]) -> list[RunStatus]:
     if all(run.state is State.DONE or run.state.is_live for run in runs):
         said = ", ".join(f"{run.run} is {run.state.value}" for run in runs)
         raise InputError("there is nothing to resume", where=said)
+    require_own([Path(run.root) / run.run for run in runs], "resume")
     resumed: list[RunStatus] = []
     for root in sorted({Path(run.root) for run in runs}):
         with only_one(root):
             for group in sorted({run.group for run in runs if Path(run.root) == root}):
-                everything = [s for s in look([root]).statuses if s.group == group]
+                everything = [s for s in look([root]).statuses if s.group == group and not s.owner]
                 asked = {run.run for run in runs}
                 first = next(i for i, s in enumerate(everything) if s.run in asked and _resumable(s))
                 again = [s for s in everything[first:] if _resumable(s)]
                 paths = [Path(s.root) / s.run for s in again]
+                require_own(paths, "resume")  # a stranger's run may say that it is of this group
                 plans = [records.read_plan(RunDir(path)) for path in paths]
                 pin.check(plan.container for plan in plans)
                 jobs = {s.run: s.job for s in everything if s.state.is_live and s.job}

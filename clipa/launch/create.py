@@ -15,6 +15,7 @@ from clipa.launch.prepare import Prepared
 from clipa.launch.submit import submit_local
 from clipa.registry import events, provenance, records
 from clipa.registry.jobs import Element
+from clipa.registry.ownership import close
 from clipa.registry.roots import remember
 from clipa.registry.run_dir import RunDir, write_whole
 from clipa.slurm import arrays
@@ -36,7 +37,12 @@ def create(prepared: Prepared, places: Mapping[str, Element] | None = None) -> l
         StorageError: the run root is full. None of the folders stays, whatever the error.
     """
     runs = [RunDir(Path(plan.run_root) / plan.run) for plan in prepared.plans]
+    made: list[RunDir] = []
     try:
+        for run in runs:
+            run.path.mkdir(parents=True)  # never a folder that somebody else has made beforehand
+            made.append(run)
+            close(run.path)
         for run, plan in zip(runs, prepared.plans, strict=True):
             for digest in {data.manifest for data in plan.datasets}:
                 write_whole(run.manifest(digest), manifests.encode(prepared.manifests[digest]))
@@ -45,7 +51,7 @@ def create(prepared: Prepared, places: Mapping[str, Element] | None = None) -> l
             records.write_intent(run, FIRST, FIRST, "submit", (places or {}).get(plan.run))
             write_whole(run.plan, plans.encode(plan))
     except BaseException as error:
-        for run in runs:
+        for run in made:
             shutil.rmtree(run.path, ignore_errors=True)
         if not isinstance(error, OSError):
             raise

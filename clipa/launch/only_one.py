@@ -10,6 +10,7 @@ from pathlib import Path
 
 from clipa.errors import ConfigError
 from clipa.host.container import IN_CONTAINER
+from clipa.registry.ownership import run_files
 
 LOCK = ".submit.lock"
 
@@ -26,7 +27,8 @@ def only_one(run_root: Path) -> Iterator[None]:
         ) from error
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        with run_files():
+            yield
 
 
 def _cure(run_root: Path) -> str:

@@ -16,6 +16,7 @@ from clipa.launch.look import look
 from clipa.launch.only_one import only_one
 from clipa.launch.prepare import Prepared, Request, check_init, kind_of, needs_weights, prepare, select_phases
 from clipa.registry import records
+from clipa.registry.ownership import require_own, run_files
 from clipa.registry.run_dir import RunDir
 from clipa.registry.scan import Scan
 from clipa.registry.state import RunStatus, State
@@ -91,7 +92,7 @@ def _from(where: str) -> str:
 
 def submit(request: Request) -> Submission:
     """Submit, unless the request's name is taken by the same work already."""
-    with only_one(request.run_root):
+    with only_one(request.run_root), run_files(request.cluster.readers):
         if request.name and (known := _known(request)):
             return _again(request, known)
         prepared = prepare(request)
@@ -105,7 +106,7 @@ def submit(request: Request) -> Submission:
 
 
 def _known(request: Request) -> list[RunStatus]:
-    named = [s for s in look([request.run_root]).statuses if s.name == request.name]
+    named = [s for s in look([request.run_root]).statuses if s.name == request.name and not s.owner]
     return [s for s in named if s.group == named[-1].group] if named else []
 
 
@@ -130,6 +131,7 @@ def _again(request: Request, known: list[RunStatus]) -> Submission:
 def _resume(known: list[RunStatus]) -> None:
     again = [s for s in known if s.state is not State.DONE]
     paths = [Path(s.root) / s.run for s in again]
+    require_own(paths, "resume")
     plans = [records.read_plan(RunDir(path)) for path in paths]
     pin.check(plan.container for plan in plans)
     create.start(create.resume(paths), plans)

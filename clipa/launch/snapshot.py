@@ -12,6 +12,9 @@ import uuid
 from pathlib import Path
 
 from clipa.errors import ConfigError, LaunchError
+from clipa.registry.ownership import close, own_folder
+from clipa.spec.trust import distrust, distrust_of_tree
+from clipa.terminal import say
 
 FOLDER = ".code"
 LARGEST = 64 << 20
@@ -25,11 +28,14 @@ _OWN = Path(__file__).resolve().parent.parent
 def place(run_root: Path, package: Path | None = None) -> Path:
     """The folder that `take` would make."""
     package = package or _OWN
-    return run_root / FOLDER / _digest(package, _files(package))
+    return own_folder(run_root, FOLDER) / _digest(package, _files(package))
 
 
 def take(run_root: Path, package: Path | None = None) -> Path:
-    """The folder below the run root that holds a copy of the package; it goes onto PYTHONPATH.
+    """Return the folder below the run root that holds a copy of the package; it goes onto PYTHONPATH.
+
+    A copy that is there already is used only if it is this user's, nobody else can write to it, and its content still
+    has the digest that its name says. Otherwise it is set aside, and a new copy is made.
 
     Raises:
         ConfigError: the package is larger than 64 MiB.
@@ -40,9 +46,14 @@ def take(run_root: Path, package: Path | None = None) -> Path:
     target = place(run_root, package)
     digest = target.name
     if target.is_dir():
-        return target
+        if not (why := _altered(target, package.name)):
+            return target
+        _set_aside(target, why)
     part = target.with_name(f".{digest}.{uuid.uuid4().hex[:8]}.part")
     try:
+        part.mkdir(parents=True)
+        close(part.parent)
+        close(part)
         for name in files:
             copy = part / package.name / name
             copy.parent.mkdir(parents=True, exist_ok=True)
@@ -57,6 +68,37 @@ def take(run_root: Path, package: Path | None = None) -> Path:
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return target
+
+
+def _altered(target: Path, name: str) -> str:
+    """Return why a copy is not what its name says; an empty string if it is."""
+    try:
+        if why := distrust(target.parent) or distrust_of_tree(target):
+            return why
+        if os.listdir(target) != [name] or _digest(target / name, _files(target / name)) != target.name:
+            return "its content has changed"
+    except OSError as error:
+        return f"it cannot be read: {error.strerror}"
+    return ""
+
+
+def _set_aside(target: Path, why: str) -> None:
+    """Rename a copy that no job may run.
+
+    Raises:
+        LaunchError: it cannot be renamed.
+    """
+    aside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.altered")
+    try:
+        close(target.parent)
+        target.rename(aside)
+    except OSError as error:
+        raise LaunchError(
+            f"this copy of the code is not to be trusted, and cannot be set aside: {why}",
+            where=str(target),
+            hint=f"set another run_root, or ask the owner of {target.parent}",
+        ) from error
+    say(f"{target}: set aside as {aside.name}: {why}", err=True)
 
 
 def _files(package: Path) -> list[str]:

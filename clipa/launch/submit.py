@@ -26,12 +26,13 @@ from clipa.host.node import OnNode
 from clipa.host.supervisor import Supervise, Task
 from clipa.interpreter import module_argv, protect
 from clipa.registry.liveness import Identity, identity_of
+from clipa.registry.ownership import UMASK, files_like
 from clipa.slurm import sbatch, scheduler
 from clipa.spec.child_environment import child_environment, without_slurm
 from clipa.spec.plan import Record
 
 _ANSWER_S = 60.0
-_KEPT = ("HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "TZ", "SLURM_CONF")
+_KEPT = ("HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "TZ", "SLURM_CONF", UMASK)
 """What jobs get of the submitter's environment, beside `pass_env`: what stands there belongs to the login node."""
 _PATH = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"
 
@@ -54,6 +55,11 @@ def submit_local(tasks: Sequence[Task], folder: Path, minutes: int) -> Identity:
     Raises:
         LaunchError: the job could not be started.
     """
+    with files_like(Path(tasks[0].path)):
+        return _submit_local(tasks, folder, minutes)
+
+
+def _submit_local(tasks: Sequence[Task], folder: Path, minutes: int) -> Identity:
     folder.mkdir(parents=True, exist_ok=True)
     reader, writer = os.pipe()
     argv = module_argv("clipa.launch.submit", str(folder), str(minutes), str(writer))
@@ -109,11 +115,14 @@ def submit_slurm(batch: sbatch.Batch) -> str:
             spare.set_timeout(batch.plan.limits.time_limit_minutes, 0)
             member.folder.mkdir(parents=True, exist_ok=True)
             spare.dump(member.folder / "task.pkl")
+            _close(member.folder)
             link = batch.folder / str(member.number)
             if batch.members and not link.is_symlink():
                 link.symlink_to(os.path.relpath(member.folder, batch.folder))
-        with _only(job_environment(batch)):
-            return str(executor.submit(task).job_id)
+        with files_like(batch.run.path), _only(job_environment(batch)):
+            job = str(executor.submit(task).job_id)
+        _close(batch.folder)
+        return job
     except (OSError, FailedJobError, FailedSubmissionError) as error:
         said = str(error).strip().splitlines()
         words = [line for line in said if "error:" in line] or said[-1:] or [type(error).__name__]
@@ -122,6 +131,13 @@ def submit_slurm(batch: sbatch.Batch) -> str:
             where=batch.run.id,
             hint=f"clipa doctor --cluster {batch.plan.cluster}",
         ) from error
+
+
+def _close(folder: Path) -> None:
+    """Keep tasks and scripts, which are executed later and name the environment of the job, to their owner."""
+    for path in folder.iterdir():
+        if path.suffix in (".pkl", ".sh"):
+            path.chmod(0o600)
 
 
 def script(batch: sbatch.Batch) -> str:
@@ -191,6 +207,7 @@ def _detached(folder: Path, minutes: int, tasks: Sequence[Task]) -> Answer:
     executor = submitit.LocalExecutor(folder=folder)
     executor.update_parameters(timeout_min=minutes, tasks_per_node=1, signal_delay_s=120)
     job = executor.submit(Supervise(tasks))
+    _close(folder)
     identity = identity_of(int(job.job_id))
     return Answer(job=identity) if identity else Answer(error="the job's process is gone already")
 

@@ -21,6 +21,7 @@ from clipa.launch.prepare import Prepared, Request, prepare
 from clipa.launch.request import Submission
 from clipa.registry import records
 from clipa.registry.jobs import Element
+from clipa.registry.ownership import run_files
 from clipa.registry.run_dir import RunDir
 from clipa.registry.scan import Scan
 from clipa.registry.state import RunStatus, State
@@ -187,7 +188,7 @@ def describe(prepared: Sequence[Prepared]) -> str:
 def submit(sweep: Sweep) -> Submission:
     """Submit the grid, unless its name is taken by the same grid already."""
     run_root, name = sweep.requests[0].run_root, sweep.requests[0].name
-    with only_one(run_root):
+    with only_one(run_root), run_files(sweep.requests[0].cluster.readers):
         if name and (known := _known(run_root, name)):
             _require_same(sweep, known)
             states = ", ".join(f"{sum(s.state is state for s in known)} {state.value}" for state in State if
@@ -209,7 +210,7 @@ def places(plans: Sequence[Plan]) -> dict[str, Element]:
 
 
 def _known(run_root: Path, name: str) -> list[RunStatus]:
-    named = [s for s in look([run_root]).statuses if s.name == name]
+    named = [s for s in look([run_root]).statuses if s.name == name and not s.owner]
     return [s for s in named if s.group == named[-1].group] if named else []
 
 

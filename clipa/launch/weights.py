@@ -56,12 +56,12 @@ def from_word(
 def newest_done(
     statuses: Sequence[RunStatus], recipe: str, cluster: str, phases: Sequence[str], run_root: Path, what: str
 ) -> tuple[Weights, str]:
-    """The newest DONE run among these phases of a recipe on a cluster, latest phase first.
+    """The newest DONE run among these phases of a recipe on a cluster, latest phase first; no other user's.
 
     Raises:
         UnknownRun: there is none; the message lists the runs of the recipe that there are.
     """
-    mine = [s for s in statuses if s.recipe == recipe and s.cluster == cluster]
+    mine = [s for s in statuses if s.recipe == recipe and s.cluster == cluster and not s.owner]
     for phase in reversed(phases):
         done = [s for s in mine if s.phase == phase and s.state is State.DONE]
         if done:

@@ -51,7 +51,10 @@ def find(statuses: Sequence[RunStatus], word: str) -> list[RunStatus]:
 
 
 def _latest(statuses: Sequence[RunStatus], word: str) -> list[RunStatus]:
-    return _group(statuses, statuses[-1].group) if word == LATEST else []
+    if word != LATEST:
+        return []
+    own = [s for s in statuses if not s.owner] or statuses  # of a shared run root, the newest of one's own
+    return _group(statuses, own[-1].group)
 
 
 def _id(statuses: Sequence[RunStatus], word: str) -> list[RunStatus]:
@@ -59,12 +62,14 @@ def _id(statuses: Sequence[RunStatus], word: str) -> list[RunStatus]:
 
 
 def _group(statuses: Sequence[RunStatus], word: str) -> list[RunStatus]:
-    return [s for s in statuses if s.group == word]
+    found = [s for s in statuses if s.group == word]
+    return [s for s in found if not s.owner] or found  # a stranger's run may say that it is of this group
 
 
 def _name(statuses: Sequence[RunStatus], word: str) -> list[RunStatus]:
     """The newest group of that name."""
-    mine = [s for s in statuses if s.name and s.name == word]
+    named = [s for s in statuses if s.name and s.name == word]
+    mine = [s for s in named if not s.owner] or named
     return _group(mine, mine[-1].group) if mine else []
 
 

@@ -16,6 +16,7 @@ from clipa.registry.disk_errors import mount_trouble
 from clipa.registry.index import Index, cached, mark_of
 from clipa.registry.jobs import Jobs
 from clipa.registry.liveness import Identity, is_alive, is_stopped
+from clipa.registry.ownership import other_owner
 from clipa.registry.reading import Diagnostic, Reading, odd, read
 from clipa.registry.run_dir import RunDir
 from clipa.registry.state import SILENCE_S, Facts, RunStatus, State
@@ -66,6 +67,7 @@ def scan(
     for f in ordered:
         run, parent = f.plan.run, states.get(f.plan.parent)
         status = reduce(f, asked, _beat_age(f, beats, now), now, jobs.get(run), parent, is_stopped)
+        status = msgspec.structs.replace(status, owner=other_owner(f.path))
         statuses.append(_with_disk(status, disk(Path(f.path).parent)) if status.state.is_live else status)
         states[run] = statuses[-1].state
     return Scan(statuses, {f.plan.run: f for f in ordered}, diagnostics)
@@ -120,12 +122,12 @@ def _looks_like_a_run(run: RunDir) -> bool:
 
 
 def _keep(facts: dict[str, Facts], found: Facts, diagnostics: list[Diagnostic]) -> None:
-    """A run that stands in two roots is one run: the one that lies where its plan says, else the first."""
+    """Keep one of two runs of one id: this user's own, then the one that is where its plan says, then the first."""
     known = facts.get(found.plan.run)
     if known is None:
         facts[found.plan.run] = found
         return
-    real, copy = (found, known) if _is_at_home(found) and not _is_at_home(known) else (known, found)
+    real, copy = sorted((known, found), key=lambda f: (bool(other_owner(f.path)), not _is_at_home(f)))
     facts[found.plan.run] = real
     diagnostics.append(odd(copy.path, f"a copy of {real.path}, passed over", "move it out of the run root"))
 

@@ -144,7 +144,7 @@ class RunStatus(Record, frozen=True, kw_only=True):
     `gpu_hours` are those of all attempts, `efficiency` the share (0..1) of their time that the steps that counted
     would have taken undisturbed. `image_size` is in pixels, 0 for an eval phase. `last_step`: what the newest step that
     was told says. `bad`: samples that could not be used. `remote`: whether its last checkpoint and all results are at
-    the plan's URL; None: it names none, or nobody has said yet.
+    the plan's URL; None: it names none, or nobody has said yet. `owner`: the user whose it is, if that is another one.
     """
 
     run: str
@@ -186,3 +186,4 @@ class RunStatus(Record, frozen=True, kw_only=True):
     remote: bool | None = None
     last_step: events.Step | None = None
     bad: BadSamples | None = None
+    owner: str = ""

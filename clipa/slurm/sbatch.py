@@ -10,6 +10,7 @@ from typing import NamedTuple
 import msgspec
 
 from clipa.registry.jobs import name_of
+from clipa.registry.ownership import own_folder
 from clipa.registry.run_dir import RunDir
 from clipa.spec.plan import Plan
 from clipa.spec.slurm import Slurm
@@ -69,7 +70,7 @@ class Batch(NamedTuple):
     def folder(self) -> Path:
         """Where submitit keeps the job's files; one folder a job. An array's has a link INDEX to each element's."""
         if self.members:
-            return self.run.path.parent / ARRAYS / self.array
+            return own_folder(self.run.path.parent, ARRAYS) / self.array
         return self.run.logs(self.attempt) / "submitit"
 
 
@@ -134,6 +135,7 @@ def setup(batch: Batch) -> list[str]:
     python = shlex.quote(batch.python)
     lines = [*site.setup, *_element(batch)]
     lines += [f"export {key}={shlex.quote(value)}" for key, value in sorted(batch.plan.env.items())]
+    lines += _guard(batch)
     lines += [
         f"export PYTHONPATH={shlex.quote(str(batch.code))} PYTHONSAFEPATH=1",
         "# Had the submitter died before submitit gave the task its final name, the job would look for it in vain.",
@@ -147,6 +149,18 @@ def setup(batch: Batch) -> list[str]:
         ]
     tail = f'{python} -m clipa.launch.tail {_run_of(batch)} "$@"'
     return [*lines, f"clipa_tail() {{ {tail}; }}", "trap 'clipa_tail asked' TERM"]
+
+
+def _guard(batch: Batch) -> list[str]:
+    """Stop a job whose code or task others own or can write to by now (clipa.spec.trust, in bash)."""
+    executed = f"{shlex.quote(str(batch.code))} {folder_of(batch)}/"
+    wrong = '! -type l \\( ! -uid "$(id -u)" ! -uid 0 -o -perm /022 \\)'
+    return [
+        f'clipa_wrong="$(find {executed} -ignore_readdir_race {wrong} -print -quit 2>/dev/null || :)"',
+        'if [ -n "$clipa_wrong" ]; then',
+        '  echo "clipa: $clipa_wrong: not executed, because others own it or can write to it" >&2; exit 1',
+        "fi",
+    ]
 
 
 def _element(batch: Batch) -> list[str]:

@@ -48,6 +48,7 @@ class Cluster(Struct, frozen=True, kw_only=True):
     (dense bf16, in 1e12 FLOP/s; MFU is measured against it too) beside it; `gpu_price` is in dollars for one GPU and
     one hour.
     `trackers` of experiments are told of every run; without it those of `clipa.toml`, else TensorBoard alone.
+    `readers`: who may read the files of runs; without it, whom the umask lets. Nobody else can ever write them.
     `publish`: a URL to which checkpoints and results go, below the run's id.
     """
 
@@ -59,6 +60,7 @@ class Cluster(Struct, frozen=True, kw_only=True):
     nodes: int = 1
     cache_limit_gib: float = 0.0
     publish: str | Dataset = ""
+    readers: Literal["", "me", "group", "all"] = ""
     gpus: Literal["auto"] | int = "auto"
     gpu_model: str = ""
     gpu_memory_gb: float = 0.0

@@ -20,6 +20,7 @@ from typing import NamedTuple
 from clipa.errors import ClipaError
 from clipa.registry import events
 from clipa.registry.log_streams import survive_full_logs
+from clipa.registry.ownership import restore_umask
 from clipa.registry.run_dir import RunDir, write_whole
 from clipa.spec import plan as plans
 from clipa.spec.plan import Plan
@@ -150,6 +151,7 @@ def main() -> int:
     beat(folder / WORKING)
     run = RunDir(arguments.run_dir)
     log = events.EventWriter(run, arguments.attempt, "arrive") if arguments.tells else None
+    restore_umask()
     try:
         arrive(run, read_record(run.plan, plans.decode), folder, arguments.until, log)
     except Stopped:

@@ -18,6 +18,7 @@ import msgspec
 from clipa.errors import ClipaError, InputError, StorageError
 from clipa.registry import events
 from clipa.registry.log_streams import survive_full_logs
+from clipa.registry.ownership import restore_umask
 from clipa.registry.run_dir import RunDir, write_whole
 from clipa.spec import card, plan
 from clipa.spec.cluster import Dataset
@@ -258,6 +259,7 @@ def main() -> int:
     parser.add_argument("--writer", default="stage", help="whose event file it is, where several nodes stage")
     parser.add_argument("--early", action="store_true", help="leave to `clipa.staging.arrive` what can come later")
     arguments = parser.parse_args()
+    restore_umask()
     try:
         stage_run(RunDir(arguments.run_dir), arguments.attempt, arguments.writer, arguments.early)
     except Stopped:

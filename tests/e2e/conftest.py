@@ -86,7 +86,13 @@ class Road:
 
     def run(self, *words: str, code: int | None = 0, cwd: Path | None = None, timeout: float = 200) -> str:
         done = subprocess.run(
-            [*CLIPA, *words], cwd=cwd or self.folder, capture_output=True, text=True, timeout=timeout, check=False
+            [*CLIPA, *words],
+            cwd=cwd or self.folder,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+            umask=0o002,
         )
         assert code is None or done.returncode == code, f"{words}: {done.returncode}\n{done.stdout}\n{done.stderr}"
         assert "Traceback (most recent call last)" not in done.stderr, done.stderr

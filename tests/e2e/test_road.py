@@ -53,6 +53,11 @@ def test_a_strangers_pipeline_on_two_processes(road: Road) -> None:
     assert found[2]["scores"][0]["metrics"]["top1"] > 60, "four flat colours are easy"
     assert {score["size"] for score in found[1]["scores"]} == {16, 24}
 
+    made = [path for path in (road.folder / "runs").rglob("*") if not path.is_symlink()]
+    assert not [path for path in made if path.stat().st_mode & 0o022 and path.name != ".submit.lock"]
+    assert {path.stat().st_mode & 0o777 for path in made if path.name.endswith("_submitted.pkl")} == {0o600}
+    assert (next((road.folder / "cache").rglob("*.tar"))).stat().st_mode & 0o777 == 0o664, "a team may share a cache"
+
     again = json.loads(road.run("submit", "pipeline", "--name", "first", "--json"))
     assert again["runs"] == [s["run"] for s in found], "the same name is the same work"
     assert "there already" in again["already"]

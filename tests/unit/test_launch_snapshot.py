@@ -39,6 +39,26 @@ def test_the_same_content_is_the_same_folder_and_any_change_is_another(package: 
     assert not list(root.rglob("*.part"))
 
 
+@pytest.mark.parametrize("harm", ["changed", "more", "open"])
+def test_a_copy_that_was_altered_is_set_aside_and_made_anew(
+    package: Path, tmp_path: Path, harm: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = snapshot.take(tmp_path, package)
+    file = copy / "thing" / "room" / "a.py"
+    if harm == "changed":
+        file.write_text("evil = 1\n")
+    elif harm == "more":
+        (copy / "sitecustomize.py").write_text("evil = 1\n")
+    else:
+        file.chmod(0o666)
+    assert snapshot.take(tmp_path, package) == copy
+    assert sorted(p.name for p in copy.rglob("*") if p.is_file()) == ["__init__.py", "a.py"]
+    assert (file.read_text(), file.stat().st_mode & 0o022) == ("x = 1\n", 0)
+    assert "set aside" in capsys.readouterr().err
+    assert snapshot.take(tmp_path, package) == copy
+    assert capsys.readouterr().err == ""
+
+
 def test_a_job_imports_the_copy(tmp_path: Path) -> None:
     copy = snapshot.take(tmp_path)
     env = {**os.environ, "PYTHONPATH": str(copy), "PYTHONSAFEPATH": "1"}
