@@ -87,6 +87,7 @@ def test_another_users_view_writes_nothing(field: Field, monkeypatch: pytest.Mon
     from clipa.launch import look
 
     monkeypatch.setattr(os, "getuid", lambda: 12345)
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
     seen = look.look_and_settle([Path(field.folder / "runs")])
     assert [s.state.value for s in seen.statuses] == ["CANCELLED"]
     after = [path for path in field.dir(run).events.rglob("*") if path not in before and "-tail" not in path.name]
