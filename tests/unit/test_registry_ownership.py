@@ -83,7 +83,10 @@ def test_a_configuration_that_a_strangers_plan_names_is_not_loaded(
     assert "theirs.conf" not in asked(root)
     assert "of user nobody, whose runs are only read: theirs" in said.err
     assert run(monkeypatch, "status", "--json") == 0
-    assert {s["run"]: s["owner"] for s in json.loads(capsys.readouterr().out)["runs"]} == {"mine": "", "theirs": "nobody"}
+    assert {s["run"]: s["owner"] for s in json.loads(capsys.readouterr().out)["runs"]} == {
+        "mine": "",
+        "theirs": "nobody",
+    }
 
 
 @as_root
