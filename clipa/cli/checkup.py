@@ -10,12 +10,14 @@ from pathlib import Path
 
 from clipa.errors import ConfigError
 from clipa.host import container
-from clipa.host.devices import gpus
+from clipa.host.devices import find
 from clipa.launch import probe
 from clipa.launch.folders import run_root_folder
 from clipa.launch.probe import Finding
+from clipa.registry.disk_errors import mount_trouble, write_trouble
 from clipa.registry.scan import scan
 from clipa.spec import catalog, training_part
+from clipa.spec.counted import counted
 from clipa.spec.load import load_cluster
 
 
@@ -52,9 +54,21 @@ def checkup(roots: Sequence[Path]) -> list[Finding]:
     return findings
 
 
+_LITTLE_BYTES = 10 << 30
+_TOO_LITTLE_BYTES = 1 << 30
+
+
 def _gpus() -> Finding:
-    if found := gpus():
-        return Finding("ok", f"GPUs: {', '.join(g.name for g in found)}")
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    seen = find(named)
+    if seen.missing:
+        return Finding("bad", f"CUDA_VISIBLE_DEVICES names {', '.join(seen.missing)}, which nvidia-smi does not list",
+                       "nvidia-smi -L shows the GPUs; unset CUDA_VISIBLE_DEVICES, or --cluster cpu")  # fmt: skip
+    if seen.gpus:
+        return Finding("ok", f"GPUs: {', '.join(g.name for g in seen.gpus)}")
+    if seen.listed:
+        return Finding("note", f"CUDA_VISIBLE_DEVICES={named} hides {counted(seen.listed, 'GPU')}",
+                       "unset CUDA_VISIBLE_DEVICES")  # fmt: skip
     if container.wants_gpus():
         return Finding("note", "no GPU is visible, and this is the CUDA image", "docker run --gpus all ...")
     return Finding("ok", "GPUs: none, training uses the CPU")
@@ -66,5 +80,11 @@ def _root(root: Path) -> Finding:
         there = there.parent
     if not os.access(there, os.W_OK | os.X_OK):
         return Finding("bad", f"run root {root} cannot be written", "set CLIPA_RUN_ROOT, or run_root in clipa.toml")
+    cure = "free some space, or set CLIPA_RUN_ROOT to a folder on another disk"
+    if trouble := write_trouble(there) or mount_trouble(there):  # a quota shows only when something is written
+        return Finding("bad", f"run root {root}: {trouble}", cure)
     free = shutil.disk_usage(there).free
-    return Finding("ok", f"run root {root}: {free / 2**30:.1f} GiB free")
+    said = f"run root {root}: {free / 2**30:.1f} GiB free"
+    if free < _LITTLE_BYTES:
+        return Finding("bad" if free < _TOO_LITTLE_BYTES else "note", f"{said}: little for checkpoints", cure)
+    return Finding("ok", said)

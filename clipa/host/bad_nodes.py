@@ -42,20 +42,32 @@ def trouble(plan: Plan) -> str:
     need = plan.world.gpus // plan.world.nodes
     if not need:
         return ""
-    found = devices.gpus(os.environ.get("CUDA_VISIBLE_DEVICES"))
-    if len(found) < need:
-        return f"{len(found)} of {need} GPUs answer"
-    uuids = [gpu.uuid for gpu in found[:need]]
-    if busy := [line for line in _smi("--query-compute-apps=gpu_uuid,pid", uuids) if line]:
+    seen = devices.find(os.environ.get("CUDA_VISIBLE_DEVICES"))
+    if len(seen.gpus) < need and not _only_unlisted(seen):
+        missing = f" ({', '.join(seen.missing)} does not)" if seen.missing else ""
+        return f"{len(seen.gpus)} of {need} GPUs answer{missing}"
+    mine = seen.gpus[:need]
+    # Other instances of a divided GPU are other people's: their processes say nothing of ours.
+    if busy := [
+        line for line in _smi("--query-compute-apps=gpu_uuid,pid", [g.uuid for g in mine if not g.whole]) if line
+    ]:
         return f"another process is on its GPUs: {busy[0]}"
-    for line in _smi("--query-gpu=uuid,ecc.errors.uncorrected.volatile.total", uuids):
+    wholes = list(dict.fromkeys(gpu.whole or gpu.uuid for gpu in mine))
+    for line in _smi("--query-gpu=uuid,ecc.errors.uncorrected.volatile.total", wholes):
         count = line.rpartition(",")[2].strip()
         if count.isdecimal() and int(count):  # "[N/A]" where there is no ECC
             return f"{counted(int(count), 'uncorrectable ECC error')}: {line.partition(',')[0]}"
     return ""
 
 
+def _only_unlisted(seen: devices.Found) -> bool:
+    """Whether all that is missed are MIG instances, and nvidia-smi lists no instance at all here: it cannot tell."""
+    return bool(seen.missing) and not seen.instances and all(word.lower().startswith("mig-") for word in seen.missing)
+
+
 def _smi(query: str, uuids: Sequence[str]) -> list[str]:
+    if not uuids:
+        return []
     argv = ["nvidia-smi", query, "--format=csv,noheader,nounits", "-i", ",".join(uuids)]
     try:
         done = subprocess.run(argv, capture_output=True, text=True, timeout=_SMI_S, check=False)

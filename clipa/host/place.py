@@ -19,7 +19,7 @@ def place_of(cluster: Cluster) -> Place:
     gpu, count = gpu_of(cluster), cluster.gpus
     if count == "auto":
         found = devices.gpus(os.environ.get("CUDA_VISIBLE_DEVICES"))
-        count = len(found)
+        count = devices.usable(found)
         gpu = gpu or (gpu_named(found[0].name) if found else None)
     count *= cluster.nodes
     return Place(cluster=cluster.name, gpus=count, gpu=gpu if count else None, price=cluster.gpu_price)

@@ -224,7 +224,14 @@ def _world(cluster: Cluster) -> World:
             gpu_tflops=cluster.gpu_tflops,
         )
     found = devices.gpus(os.environ.get("CUDA_VISIBLE_DEVICES")) if cluster.gpus != 0 else []
-    wanted = len(found) if cluster.gpus == "auto" else cluster.gpus
+    wanted = devices.usable(found) if cluster.gpus == "auto" else cluster.gpus
+    if len(found) >= wanted > devices.usable(found):
+        raise ConfigError(
+            f"the cluster profile asks for {wanted} GPUs, and NCCL cannot join MIG instances, which are here",
+            where=f"cluster {cluster.name}: gpus",
+            allowed='"auto", 0 or 1',
+            hint="start one run for each instance: CUDA_VISIBLE_DEVICES=MIG-... clipa submit ...",
+        )
     if wanted > len(found):
         raise ConfigError(
             f"the cluster profile asks for {wanted} GPUs, nvidia-smi lists {len(found)} here",

@@ -239,7 +239,7 @@ def look(folder: Path, interface: str, scratch: str) -> Seen:
         answer, free, trouble = "", 0, trouble or str(error)
     return Seen(
         host=os.environ.get("SLURMD_NODENAME") or socket.gethostname(), python=f"Python {sys.version.split()[0]}",
-        answer=answer, clock=time.time(), gpus=len(devices.gpus(os.environ.get("CUDA_VISIBLE_DEVICES"))),
+        answer=answer, clock=time.time(), gpus=len(devices.find(os.environ.get("CUDA_VISIBLE_DEVICES")).gpus),
         cores=len(os.sched_getaffinity(0)), missing=tuple(missing),
         runtimes=tuple(name for name in _RUNTIMES if shutil.which(name)), scratch_free=free, resolves=resolves,
         meeting=where, trouble=trouble,

@@ -26,7 +26,6 @@ RETRY_S = 1.0
 KEPT = 20_000
 """Lines kept in memory. Beyond that every second one that is `minor` is dropped."""
 _FALLOC_FL_KEEP_SIZE = 1  # fallocate(2)
-_UNSUPPORTED = (errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
 _libc = ctypes.CDLL(None, use_errno=True)
 _fallocate = getattr(_libc, "fallocate64", None) or getattr(_libc, "fallocate", None)  # musl has the second alone
 
@@ -156,15 +155,24 @@ class LineWriter:
         """Open the file, ending a line that was cut by a writer before us, or by us before the file was lost."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._descriptor = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        self._sent = 0
         self._size = os.fstat(self._descriptor).st_size
         self._reserved = 0
         try:
-            if self._size and os.pread(self._descriptor, 1, self._size - 1) != b"\n":
-                self._size += self._write(self._descriptor, b"\n")
+            if not self._continues():
+                self._sent = 0
+                if self._size and os.pread(self._descriptor, 1, self._size - 1) != b"\n":
+                    self._size += self._write(self._descriptor, b"\n")
         except OSError:
             self._drop_descriptor()  # or the next line would be glued to what is there
             raise
+
+    def _continues(self) -> bool:
+        """Whether the file ends with what was written of the first line before the file was lost."""
+        if not self._sent or self._size < self._sent:
+            return False
+        part = b"\n" + self._lines[0].raw[: self._sent]
+        start = max(0, self._size - len(part))
+        return os.pread(self._descriptor, len(part), start) == part[-(self._size - start) :]
 
     def _reserve(self, length: int) -> None:
         """Have the file system set space aside for a line and the last words behind it.
@@ -179,11 +187,10 @@ class LineWriter:
         if _fallocate(fd, ctypes.c_int(_FALLOC_FL_KEEP_SIZE), start, size) == 0:
             self._reserved = self._size + wanted
             return
-        number = ctypes.get_errno()
-        if number in _UNSUPPORTED:
-            self._reserves = False
-        elif self._size + length + RESERVE > self._reserved:
-            raise OSError(number, os.strerror(number))
+        error = OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        if is_disk_error(error):
+            raise error
+        self._reserves = False  # this file system cannot (NFS), or a limit of the process does not allow it
 
     def _failed(self, error: OSError) -> None:
         self.trouble = disk_words(error, self._path.parent)
@@ -195,7 +202,7 @@ class LineWriter:
         if self._descriptor >= 0:
             with contextlib.suppress(OSError):
                 os.close(self._descriptor)
-        self._descriptor, self._sent = -1, 0
+        self._descriptor = -1
 
     def _thin(self) -> None:
         first, *rest = self._lines  # the first may be written in part

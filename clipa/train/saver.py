@@ -33,6 +33,9 @@ from clipa.train.checkpoint import NO_HISTORY, OPTIMIZER, History, Snapshot
 
 PAUSES_S = (1.0, 5.0, 20.0)
 """Before each further try."""
+_WAIT_S = 1.0
+_INTERVAL_S = 30.0
+"""Time between two checkpoints from which on one that is not written yet is a slow one."""
 PATIENCE = timedelta(hours=2)
 """How long a rank waits for the others to have written: a slow disk is no dead rank."""
 _DIGEST = 32
@@ -67,6 +70,8 @@ class Saver:
         self._error: Exception | None = None
         self._fatal = False
         self._size = 0
+        self._took = 0.0
+        self._began = time.monotonic()
 
     def __enter__(self) -> Saver:
         return self
@@ -85,13 +90,27 @@ class Saver:
         """
         began = time.monotonic()
         self.wait()
-        if (waited := time.monotonic() - began) > 1.0:
-            self._say(f"the checkpoint of step {step} waited {waited:.0f} s for the one before it: the disk is slow")
+        self._note_slow_disk(step, time.monotonic() - began, began - self._began)
         if self.stored[0] == step:
             return
+        self._began = time.monotonic()
         snapped = checkpoint.snapshot(model, optimizer, step, self.ranks.rank, self.ranks.world, history)
         self._thread = threading.Thread(target=self._run, args=(snapped,), name="checkpoint", daemon=True)
         self._thread.start()
+
+    def _note_slow_disk(self, step: int, waited: float, since_last: float) -> None:
+        """Say that a checkpoint took longer than the time between two, with its rate.
+
+        The last checkpoint of a phase comes when the phase ends, and those of a short run follow each other at once:
+        that they wait says nothing of the disk.
+        """
+        if waited <= _WAIT_S or since_last < _INTERVAL_S or step >= self.session.plan.steps:
+            return
+        rate = f" ({self._size / 2**20:,.0f} MiB, {self._size / 2**20 / self._took:,.0f} MiB/s)" if self._took else ""
+        self._say(
+            f"the checkpoint of step {step} waited {waited:.0f} s for the one before it, which took "
+            f"{self._took:.0f} s{rate}: save less often, or to a faster disk"
+        )
 
     def wait(self) -> None:
         """Wait for what is in flight.
@@ -186,6 +205,7 @@ class Saver:
         return found
 
     def _wrote(self, step: int, seconds: float) -> None:
+        self._took = seconds
         if self.session.log is None:
             return
         self.session.log.write(events.Saved, step=step, bytes=self._size, seconds=seconds)

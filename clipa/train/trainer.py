@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -132,7 +133,8 @@ class Trainer:
         """Samples that could not be used, in a file of this rank's own."""
         log = events.EventWriter(self.session.run, self.session.attempt, f"data-{self.ranks.rank}")
         log.write(events.BadData, rank=self.ranks.rank, **bad._asdict())
-        log.close()
+        with contextlib.suppress(OSError):  # a bad disk: the next one says it all again
+            log.close(0.0)
 
     def _start(self) -> int:
         """The weights to start from: this run's newest checkpoint, else the plan's, else random. Returns the step."""

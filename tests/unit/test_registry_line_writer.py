@@ -23,7 +23,7 @@ class Disk:
         self.script = list(script)
 
     def write(self, descriptor, raw):
-        word = self.script.pop(0) if self.script else len(raw)
+        word = self.script.pop(0) if self.script else 1000
         if word in _KINDS:
             raise OSError(word, os.strerror(word))
         return os.write(descriptor, raw[: max(1, word)])

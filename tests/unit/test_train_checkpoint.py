@@ -115,6 +115,20 @@ def test_the_training_goes_on_meanwhile_and_changes_nothing_of_it(session, learn
     assert not torch.equal(learner.model.state_dict()["logit_scale"], before["logit_scale"])
 
 
+@pytest.mark.parametrize(("step", "interval", "said"), [(2, 0.0, True), (2, 30.0, False), (10, 0.0, False)])
+def test_only_a_checkpoint_slower_than_the_time_between_two_is_a_slow_disk(
+    session, learner, monkeypatch, step, interval, said
+):
+    """The last one of a short run follows the one before it at once, and must wait for it on any disk."""
+    monkeypatch.setattr(saver, "_WAIT_S", 0.0)
+    monkeypatch.setattr(saver, "_INTERVAL_S", interval)
+    with Saver(session, ALONE) as saves:
+        saves.save(1, learner.model, learner.optimizer)
+        saves.save(step, learner.model, learner.optimizer)
+        saves.finish(step)
+    assert any("MiB/s): save less often, or to a faster disk" in note for note in _notes(session)) == said
+
+
 def test_one_is_in_flight_at_most(session, learner, monkeypatch):
     real, inside, most = checkpoint.write, [0], [0]
 
