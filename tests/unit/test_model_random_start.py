@@ -46,11 +46,11 @@ def fresh(family: str, init: str | None = None) -> tuple[Model, dict[str, torch.
 
 
 def by_layer(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Up to 60,000 values or a few more of each kind of parameter, whichever block they are of."""
+    """Up to 40,000 values or a few more of each kind of parameter, whichever block they are of."""
     found: dict[str, list[torch.Tensor]] = {}
     for name, weight in state.items():
         found.setdefault(re.sub(r"blocks\.\d+\.", "blocks.", name), []).append(weight.flatten())
-    return {name: torch.cat(parts)[:: 1 + sum(map(len, parts)) // 60_000] for name, parts in found.items()}
+    return {name: torch.cat(parts)[:: 1 + sum(map(len, parts)) // 40_000] for name, parts in found.items()}
 
 
 def distance(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -98,16 +98,16 @@ def test_an_unlike_start_would_be_seen() -> None:
 
 
 def normal(std: float) -> torch.Tensor:
-    return std * torch.randn(60_000)
+    return std * torch.randn(40_000)
 
 
 def xavier(fan_in: int, fan_out: int) -> torch.Tensor:
-    return math.sqrt(6 / (fan_in + fan_out)) * (2 * torch.rand(60_000) - 1)
+    return math.sqrt(6 / (fan_in + fan_out)) * (2 * torch.rand(40_000) - 1)
 
 
 def lecun(fan_in: int) -> torch.Tensor:
     """flax's default kernel: variance 1 / fan_in of a normal that is cut at two standard deviations of its own."""
-    cut = torch.randn(120_000)
+    cut = torch.randn(80_000)
     cut = cut[cut.abs() <= 2]
     return cut * (fan_in**-0.5 / cut.std())
 
