@@ -22,6 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from clipa.errors import ClipaError, told
 from clipa.interpreter import module_argv
 from clipa.spec.cluster import Dataset
 from clipa.storage.dataset import index
@@ -103,15 +104,18 @@ _TOOLS: dict[str, tuple[str, Callable[[Job], list[str]], Mapping[str, str]]] = {
 }
 
 
-def measure(argv: Sequence[str], more: Mapping[str, str], core: str = "") -> Cost | None:
-    """Run a command, on these cores, and tell what it and all that it waited for have cost; None when it failed."""
+def measure(argv: Sequence[str], more: Mapping[str, str], core: str = "") -> Cost | str:
+    """Run a command on these cores. Return what it and all that it waited for cost, or the last line if it failed."""
     argv = ["taskset", "-c", core, *argv] if core else argv
-    began = time.monotonic()
-    process = subprocess.Popen(argv, env={**os.environ, **more}, stdout=subprocess.DEVNULL)
-    _, status, used = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        return None
+    with tempfile.TemporaryFile() as said:
+        began = time.monotonic()
+        process = subprocess.Popen(argv, env={**os.environ, **more}, stdout=subprocess.DEVNULL, stderr=said)
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            said.seek(0)
+            lines = said.read().decode(errors="replace").split("\n")
+            return next((line.strip() for line in reversed(lines) if line.strip()), f"exit code {process.returncode}")
     return Cost(used.ru_utime + used.ru_stime, time.monotonic() - began, used.ru_maxrss / 1024)
 
 
@@ -131,16 +135,22 @@ def main() -> None:
     parser.add_argument("--folder", default=None, help="where to write (a temporary folder there)")
     parser.add_argument("--core", default="", help="cores that the tools are pinned to, as taskset takes them")
     arguments = parser.parse_args()
-    manifest = index(Dataset(url=arguments.url, endpoint=arguments.endpoint))
-    tools = {name: tool for name, tool in _TOOLS.items() if shutil.which(tool[0])}
+    try:
+        manifest = index(Dataset(url=arguments.url, endpoint=arguments.endpoint))
+    except ClipaError as error:
+        raise SystemExit(told(error)) from None
+    known = {
+        name: tool for name, tool in _TOOLS.items() if name.startswith("clipa") or arguments.url.startswith("s3://")
+    }
+    tools = {name: tool for name, tool in known.items() if shutil.which(tool[0])}
     costs: dict[str, list[Cost]] = {name: [] for name in tools}
     for number in range(arguments.rounds + 1):
         for name, (_, command, more) in tools.items():
             with tempfile.TemporaryDirectory(dir=arguments.folder, prefix="clipa-bench-") as folder:
                 job = Job(arguments.url.rstrip("/"), arguments.endpoint, Path(folder))
                 cost = measure(command(job), more, arguments.core)
-                if cost is None:
-                    say(f"{name}: failed", err=True)
+                if isinstance(cost, str):
+                    say(f"{name}: failed: {cost}", err=True)
                     continue
                 _require_all(manifest, Path(folder), name)
             if number:
@@ -156,9 +166,11 @@ def main() -> None:
         wall = statistics.median(cost.wall / gib for cost in found)
         rss = max(cost.rss for cost in found)
         say(f"| {name} | {statistics.median(cpu):.2f} | {cpu[0]:.2f} .. {cpu[-1]:.2f} | {wall:.2f} | {rss:.0f} |")
-    absent = [name for name in _TOOLS if name not in tools]
+    absent = [name for name in known if name not in tools]
     if absent:
         say(f"\nnot installed here: {', '.join(absent)}")
+    if known.keys() != _TOOLS.keys():
+        say("\nthe other tools copy from s3:// only")
 
 
 if __name__ == "__main__":

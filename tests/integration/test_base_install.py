@@ -58,7 +58,7 @@ COMMANDS = {
     "cluster dev up": ("--help", 0, ""),
     "cluster dev down": ("--help", 0, ""),
     "cluster dev status": ("--help", 0, ""),
-    "bench stage": ("s3://bucket/x --help", 0, ""),
+    "bench stage": ("./empty", 2, "no shards here"),
     "bench submit": ("--help", 0, ""),
     "bench data": ("demo", 2, NEEDS),
     "bench train": ("demo", 2, NEEDS),
