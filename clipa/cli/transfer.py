@@ -14,12 +14,13 @@ import typer
 from clipa.cli import show
 from clipa.errors import InputError, did_you_mean
 from clipa.spec.cluster import Dataset
+from clipa.spec.limits import shortened
 from clipa.spec.user_paths import expand_user
 from clipa.staging import errand
 from clipa.staging.cache import Cached, Swept
 from clipa.terminal import say, say_document, say_json
 
-_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kMGT]?)(i?)B?", re.IGNORECASE)
+_SIZE = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([kMGT]?)(i?)B?", re.IGNORECASE)
 
 
 class Place(NamedTuple):
@@ -144,7 +145,7 @@ def limit(word: str, here: Place) -> int:
         )
     match = _SIZE.fullmatch(word.strip())
     if match is None:
-        raise InputError(f"{word!r} is no size", where="--limit", allowed="500GB, 1.5TiB, 0")
+        raise InputError(f"{shortened(word)!r} is no size", where="--limit", allowed="500GB, 1.5TiB, 0")
     power = " KMGT".index(match[2].upper() or " ")
     return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
 

@@ -86,6 +86,17 @@ def read_tail(path: Path, largest: int) -> tuple[bytes, bool]:
         return file.read(largest), whole
 
 
+def implausible(plan: Plan) -> str:
+    """Return why no run can have this plan, so that none with it is read or written; an empty string if one can."""
+    batch = plan.settings.batch if isinstance(plan.settings, TrainPhase) else 0
+    if not (0 <= plan.steps <= LARGEST_NUMBER and batch <= LARGEST_NUMBER and plan.steps * batch <= LARGEST_NUMBER):
+        return f"{plan.steps} steps of {batch} samples"
+    named = (plan.run, plan.group, plan.name, plan.phase, plan.parent, plan.recipe, plan.cluster)
+    if any(one_line(name) != name or len(name) > LONGEST_NAME for name in named):
+        return "its names hold control characters, or are too long"
+    return ""
+
+
 class _Reader:
     """Reads one folder, and remembers what was odd."""
 
@@ -126,16 +137,11 @@ class _Reader:
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             self._note(path, f"no plan: {error}", f"a newer clipa may have written it; {foreign}")
             return None
-        batch = plan.settings.batch if isinstance(plan.settings, TrainPhase) else 0
-        if not (0 <= plan.steps <= LARGEST_NUMBER and batch <= LARGEST_NUMBER):
-            self._note(path, f"no plan: {plan.steps} steps of {batch} samples", foreign)
+        if trouble := implausible(plan):
+            self._note(path, f"no plan: {trouble}", foreign)
             return None
         if plan.run != self.run.id:
             self._note(path, f"the plan is of the run {plan.run}", "give the folder its name back")
-            return None
-        named = (plan.run, plan.group, plan.name, plan.phase, plan.parent, plan.recipe, plan.cluster)
-        if any(one_line(name) != name or len(name) > LONGEST_NAME for name in named):
-            self._note(path, "no plan: its names hold control characters, or are too long", foreign)
             return None
         if plan.schema > plans.SCHEMA:
             self._note(path, f"of a newer clipa (schema {plan.schema}, this one reads {plans.SCHEMA})", "upgrade clipa")

@@ -7,7 +7,7 @@ from typing import Literal
 from clipa.spec.base import Struct, require
 from clipa.spec.child_environment import is_reserved
 from clipa.spec.container import Container
-from clipa.spec.slurm import Slurm
+from clipa.spec.slurm import LONGEST_MINUTES, Slurm
 from clipa.spec.trackers import require_known
 
 SCHEMA = 1
@@ -94,7 +94,10 @@ class Cluster(Struct, frozen=True, kw_only=True):
             require(self.slurm is None, 'the [slurm] table needs backend = "slurm"')
             require(self.nodes == 1, f"nodes must be 1 on the local machine, got {self.nodes}")
         require(self.gpus == "auto" or 0 <= self.gpus <= 64, f'gpus must be "auto" or 0..64, got {self.gpus}')
-        require(self.cache_limit_gib >= 0, f"cache_limit_gib must be >= 0 (0: no limit), got {self.cache_limit_gib}")
+        require(
+            0 <= self.cache_limit_gib <= 2**32,
+            f"cache_limit_gib must be >= 0 (0: no limit) and at most 2^32, got {self.cache_limit_gib}",
+        )
         for key in ("gpu_memory_gb", "gpu_tflops", "gpu_price"):
             require(0 <= getattr(self, key) < 1e6, f"{key} must be >= 0, got {getattr(self, key)}")
         require(1 <= self.processes <= 256, f"processes must be 1..256, got {self.processes}")
@@ -102,7 +105,10 @@ class Cluster(Struct, frozen=True, kw_only=True):
         require(0 <= self.loader_workers <= 128, f"loader_workers must be 0..128, got {self.loader_workers}")
         require(1 <= self.max_attempts <= 1000, f"max_attempts must be 1..1000, got {self.max_attempts}")
         limit = self.time_limit_minutes
-        require(limit is None or limit >= 1, f"time_limit_minutes must be >= 1, got {limit}")
+        require(
+            limit is None or 1 <= limit <= LONGEST_MINUTES,
+            f"time_limit_minutes must be 1..{LONGEST_MINUTES} (a year), got {limit}",
+        )
         require_known(self.trackers)
         require(0 <= self.hang_minutes <= 1e6, f"hang_minutes must be >= 0 (0: never), got {self.hang_minutes}")
         for key, value in self.env.items():

@@ -21,6 +21,7 @@ from clipa.spec.cluster import Cluster, Dataset, Project
 from clipa.spec.explain import explain
 from clipa.spec.family import FAMILIES, PRESETS
 from clipa.spec.job import PHASE_KINDS, Recipe
+from clipa.spec.limits import DEEPEST, LONGEST_KEY, parse_toml, shortened
 from clipa.spec.published import About
 from clipa.spec.toml_lines import line_of
 
@@ -150,12 +151,10 @@ def _read_toml(path: Path, what: str) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise ConfigError(f"the {what} is not UTF-8 text (byte {error.start})", where=str(path)) from error
     try:
-        return tomllib.loads(text)
+        return parse_toml(text, str(path), what)
     except tomllib.TOMLDecodeError as error:
         hint = _unquoted(text, str(error))
         raise ConfigError(f"the {what} is not valid TOML: {error}", where=str(path), hint=hint) from error
-    except RecursionError as error:
-        raise ConfigError(f"the {what} is nested too deeply", where=str(path)) from error
 
 
 def _unquoted(text: str, error: str) -> str:
@@ -170,10 +169,15 @@ def _apply(table: dict[str, Any], override: str, where: str) -> None:
     path = [part.strip() for part in key.split(".")]
     if not equals or not all(path):
         raise ConfigError(
-            f"cannot read the override {override!r}",
+            f"cannot read the override {shortened(override)!r}",
             where="--set",
             allowed="KEY.KEY=VALUE, for example --set phases.pretrain.batch=512",
         )
+    override, key = shortened(override), shortened(key)
+    if any(len(part) > LONGEST_KEY for part in path):
+        raise ConfigError("no key is so long", where=f"--set {key}", allowed=f"{LONGEST_KEY} characters")
+    if len(path) > DEEPEST:
+        raise ConfigError("tables are nested too deeply", where=f"--set {key}", allowed=f"{DEEPEST} levels")
     if path[0] not in table and path[0] in table.get("phases", {}):
         raise ConfigError(f"unknown key {path[0]!r}", where=f"--set {override}",
                           hint=f"did you mean --set phases.{override.strip()}?")  # fmt: skip
@@ -189,16 +193,16 @@ def _apply(table: dict[str, Any], override: str, where: str) -> None:
         here = here.setdefault(part, {})
         if not isinstance(here, dict):
             raise ConfigError(f"{'.'.join(path[: depth + 1])} is not a table", where=f"--set {key} ({where})")
-    here[path[-1]] = _value(text)
+    here[path[-1]] = _value(text, f"--set {key}")
 
 
-def _value(text: str) -> object:
+def _value(text: str, where: str) -> object:
     """A TOML value; a bare word is a string, so that `--set phases.pretrain.data=s3://b/x` needs no quotes.
 
     `./x` and `../x` are relative to where the command is typed (in the file they are relative to the file).
     """
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        return parse_toml(f"value = {text}", where, "value")["value"]
     except tomllib.TOMLDecodeError:
         word = text.strip()
         return os.path.abspath(word) if word.startswith(("./", "../")) else word

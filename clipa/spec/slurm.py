@@ -10,6 +10,8 @@ from clipa.spec.base import Struct, require
 
 _TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<rest>\d+(?::\d+){0,2})")
 LONGEST_MINUTES = 365 * 24 * 60
+LONGEST_TIME = 32
+"""Characters of a time."""
 _DIRECTIVE = re.compile(r"[a-z][a-z0-9-]*")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 OURS = ("job-name", "output", "error", "nodes", "ntasks-per-node", "signal", "dependency", "open-mode", "array")
@@ -111,11 +113,11 @@ class Slurm(Struct, frozen=True, kw_only=True):
         _require_directives(self.directives)
         require(not (self.gres and self.gpu_type), "gres and gpu_type say the same thing: give one of them")
         require(0 <= self.cpus <= 4096, f"cpus must be 0..4096, got {self.cpus}")
-        require(self.grace_s >= 0, f"grace_s must be >= 0, got {self.grace_s}")
-        require(self.write_mb_s > 0, f"write_mb_s must be > 0, got {self.write_mb_s}")
-        require(self.total_hours > 0, f"total_hours must be > 0, got {self.total_hours}")
+        require(0 <= self.grace_s <= 10**6, f"grace_s must be 0..1000000, got {self.grace_s}")
+        require(0 < self.write_mb_s <= 1e9, f"write_mb_s must be > 0 and at most 1e9, got {self.write_mb_s}")
+        require(0 < self.total_hours <= 1e6, f"total_hours must be > 0 and at most 1e6, got {self.total_hours}")
         require(0 <= self.allreduce_s <= 3600, f"allreduce_s must be 0..3600 (0: none), got {self.allreduce_s}")
-        require(self.bad_node_hours >= 0, f"bad_node_hours must be >= 0, got {self.bad_node_hours}")
+        require(0 <= self.bad_node_hours <= 1e6, f"bad_node_hours must be 0..1e6, got {self.bad_node_hours}")
 
     @property
     def minutes(self) -> int:
@@ -170,7 +172,7 @@ def minutes_of(time: int | str) -> int:
     Raises:
         ValueError: not a time, zero (SLURM then leaves the job pending for ever), or longer than a year.
     """
-    match = _TIME.fullmatch(str(time).strip())
+    match = _TIME.fullmatch(str(time).strip()) if len(str(time)) <= LONGEST_TIME else None
     allowed = 'minutes, or "HH:MM:SS", or "D-HH:MM:SS"'
     require(match is not None, f"time {time!r} is not a finite time: {allowed}")
     assert match is not None

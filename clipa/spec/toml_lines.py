@@ -44,6 +44,6 @@ def _begins_a_statement(text: str, number: int) -> bool:
     """Return False for a line inside a multi-line string or list, where the text before it is not valid TOML."""
     try:
         tomllib.loads("\n".join(text.splitlines()[: number - 1]))
-    except (tomllib.TOMLDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # TOMLDecodeError, or a number of too many digits
         return False
     return True

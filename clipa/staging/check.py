@@ -75,7 +75,7 @@ def _shards(folder: Path) -> list[Shard]:
             shards = manifests.decode((folder / name).read_bytes()).shards
         except FileNotFoundError:
             continue
-        except (OSError, msgspec.MsgspecError) as error:
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise InputError(f"cannot be read: {error}", where=str(folder / name)) from error
         for shard in shards:
             require_safe(shard.name)

@@ -246,7 +246,7 @@ def read_record(path: Path, decode: Callable[[bytes], _T]) -> _T:
     """
     try:
         return decode(path.read_bytes())
-    except (OSError, msgspec.MsgspecError) as error:
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"cannot be read: {error}", where=str(path), hint="give a run directory") from error
 
 

@@ -101,13 +101,16 @@ def beside(store: Store) -> dict[str, Shard]:
         if not _is_ours(raw):
             return {}
         raise _unreadable(store, error) from error
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise _unreadable(store, error) from error
     return {shard.name: shard for shard in found.shards}
 
 
 def _is_ours(raw: bytes) -> bool:
-    document = msgspec.json.decode(raw)
+    try:
+        document = msgspec.json.decode(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return True  # not even JSON that can be read: said, rather than passed over
     return isinstance(document, dict) and {"shards", "schema"} <= set(document)
 
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import time
+from pathlib import Path
 
 import msgspec
 import pytest
 
+from clipa.errors import StorageError
+from clipa.spec.cluster import Dataset
 from clipa.storage import manifest as manifests
-from clipa.storage.dataset import require_safe
+from clipa.storage.dataset import beside, require_safe
 from clipa.storage.manifest import Manifest, Shard
+from clipa.storage.store import Store
 
 SHARDS = 41_408
 
@@ -54,3 +58,20 @@ def test_rows_of_older_versions_keep_their_digest() -> None:
 def test_numbers_that_no_shard_has_are_refused(row: str) -> None:
     with pytest.raises(msgspec.ValidationError, match="shards"):
         manifests.decode(b'{"url":"x","shards":[{"name":"0.tar",%s}],"schema":1}' % row.encode())
+
+
+@pytest.mark.parametrize(
+    "count", ["1e999", "-1e999", "9" * 5000, "NaN", '"x"', "[" * 20_000 + "]" * 20_000], ids=lambda text: text[:8]
+)
+@pytest.mark.parametrize("place", ["known", "unknown"])
+def test_a_bomb_in_a_manifest_is_one_sentence(tmp_path: Path, count: str, place: str) -> None:
+    where = f'"samples": {count}' if place == "known" else f'"samples": 3, "later": {count}'
+    raw = f'{{"url": "file:///x", "schema": 1, "shards": [{{"name": "a.tar", "size": 1, "version": "1", {where}}}]}}'
+    (tmp_path / "manifest.json").write_text(raw)
+    try:
+        found = beside(Store(Dataset(url=str(tmp_path))))
+    except StorageError as error:
+        assert "the manifest cannot be read" in str(error)
+    else:
+        assert place == "unknown"
+        assert found["a.tar"].samples == 3
