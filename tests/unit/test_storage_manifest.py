@@ -68,10 +68,9 @@ def test_a_bomb_in_a_manifest_is_one_sentence(tmp_path: Path, count: str, place:
     where = f'"samples": {count}' if place == "known" else f'"samples": 3, "later": {count}'
     raw = f'{{"url": "file:///x", "schema": 1, "shards": [{{"name": "a.tar", "size": 1, "version": "1", {where}}}]}}'
     (tmp_path / "manifest.json").write_text(raw)
-    try:
-        found = beside(Store(Dataset(url=str(tmp_path))))
-    except StorageError as error:
-        assert "the manifest cannot be read" in str(error)
-    else:
-        assert place == "unknown"
-        assert found["a.tar"].samples == 3
+    store = Store(Dataset(url=str(tmp_path)))
+    if place == "unknown" and count not in ("NaN", "[" * 20_000 + "]" * 20_000):
+        assert beside(store)["a.tar"].samples == 3, "a newer clipa may have written it"
+        return
+    with pytest.raises(StorageError, match="the manifest cannot be read"):
+        beside(store)
