@@ -18,14 +18,14 @@ from clipa.launch import demo, division, pin, weights
 from clipa.launch.evaluation import pin_sets
 from clipa.launch.stage_job import with_stage
 from clipa.registry import provenance
-from clipa.registry.reading import implausible
+from clipa.registry.reading import require_readable
 from clipa.spec import budget, catalog, cost, hardware, training_part
 from clipa.spec.cluster import Cluster, Dataset
 from clipa.spec.evalset import EvalSet
 from clipa.spec.job import Eval, Phase, Recipe
 from clipa.spec.leave import leave
 from clipa.spec.load import LoadedRecipe, anchored
-from clipa.spec.plan import Data, EvalData, Limits, Plan, Weights, World, decode, encode
+from clipa.spec.plan import Data, EvalData, Limits, Plan, Weights, World
 from clipa.storage.access import choose, starts
 from clipa.storage.dataset import index
 from clipa.storage.manifest import Manifest
@@ -118,23 +118,8 @@ def prepare(request: Request) -> Prepared:
             init, parent = Weights(ref=f"run:{plan.run}@final", run=plan.run), plan.run
     complete = with_stage(plans, recipe)
     for plan in complete:
-        _require_readable(plan)
+        require_readable(plan)
     return Prepared(complete, shelf.manifests, (*shelf.notes, *notes))
-
-
-def _require_readable(plan: Plan) -> None:
-    """Refuse a plan that could not be read back: its run would be there, and no command would see it.
-
-    Raises:
-        ConfigError: naming the phase.
-    """
-    try:
-        trouble = implausible(plan) or ("" if decode(encode(plan)) == plan else "it does not survive being written")
-    except (OverflowError, ValueError, msgspec.MsgspecError) as error:
-        trouble = str(error)
-    if trouble:
-        raise ConfigError(f"no run can have this plan: {trouble}", where=f"phases.{plan.phase}",
-                          hint="look for a number that is too large")  # fmt: skip
 
 
 def _limits(cluster: Cluster, recipe: Recipe, phase: Phase) -> tuple[Limits, Phase, str]:

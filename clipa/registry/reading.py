@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from clipa.errors import ConfigError
 from clipa.registry import events, records
 from clipa.registry.fold import fold
 from clipa.registry.run_dir import RunDir
@@ -95,6 +96,23 @@ def implausible(plan: Plan) -> str:
     if any(one_line(name) != name or len(name) > LONGEST_NAME for name in named):
         return "its names hold control characters, or are too long"
     return ""
+
+
+def require_readable(plan: Plan) -> None:
+    """Refuse a plan that could not be read back: its run would be there, and no command would see it.
+
+    Raises:
+        ConfigError: naming the phase.
+    """
+    try:
+        trouble = implausible(plan) or (
+            "" if plans.decode(plans.encode(plan)) == plan else "it does not survive being written"
+        )
+    except (OverflowError, ValueError, msgspec.MsgspecError) as error:
+        trouble = str(error)
+    if trouble:
+        raise ConfigError(f"no run can have this plan: {trouble}", where=f"phases.{plan.phase}",
+                          hint="look for a number that is too large")  # fmt: skip
 
 
 class _Reader:
