@@ -18,7 +18,7 @@ from clipa.launch import demo, division, pin, weights
 from clipa.launch.evaluation import pin_sets
 from clipa.launch.stage_job import with_stage
 from clipa.registry import provenance
-from clipa.registry.reading import require_readable
+from clipa.registry.reading import readable
 from clipa.spec import budget, catalog, cost, hardware, training_part
 from clipa.spec.cluster import Cluster, Dataset
 from clipa.spec.evalset import EvalSet
@@ -116,10 +116,7 @@ def prepare(request: Request) -> Prepared:
         plans.append(msgspec.structs.replace(plan, container=pin.with_data(pinned, plan)))
         if not isinstance(phase, Eval):
             init, parent = Weights(ref=f"run:{plan.run}@final", run=plan.run), plan.run
-    complete = with_stage(plans, recipe)
-    for plan in complete:
-        require_readable(plan)
-    return Prepared(complete, shelf.manifests, (*shelf.notes, *notes))
+    return Prepared(readable(with_stage(plans, recipe)), shelf.manifests, (*shelf.notes, *notes))
 
 
 def _limits(cluster: Cluster, recipe: Recipe, phase: Phase) -> tuple[Limits, Phase, str]:

@@ -6,7 +6,7 @@ import errno
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -98,21 +98,22 @@ def implausible(plan: Plan) -> str:
     return ""
 
 
-def require_readable(plan: Plan) -> None:
-    """Refuse a plan that could not be read back: its run would be there, and no command would see it.
+def readable(the_plans: Sequence[Plan]) -> tuple[Plan, ...]:
+    """Return the plans; refuse one that could not be read back, because no command would see its run.
 
     Raises:
         ConfigError: naming the phase.
     """
-    try:
-        trouble = implausible(plan) or (
-            "" if plans.decode(plans.encode(plan)) == plan else "it does not survive being written"
-        )
-    except (OverflowError, ValueError, msgspec.MsgspecError) as error:
-        trouble = str(error)
-    if trouble:
-        raise ConfigError(f"no run can have this plan: {trouble}", where=f"phases.{plan.phase}",
-                          hint="look for a number that is too large")  # fmt: skip
+    for plan in the_plans:
+        try:
+            same = plans.decode(plans.encode(plan)) == plan
+            trouble = implausible(plan) or ("" if same else "it does not survive being written")
+        except (OverflowError, ValueError, msgspec.MsgspecError) as error:
+            trouble = str(error)
+        if trouble:
+            raise ConfigError(f"no run can have this plan: {trouble}", where=f"phases.{plan.phase}",
+                              hint="look for a number that is too large")  # fmt: skip
+    return tuple(the_plans)
 
 
 class _Reader:

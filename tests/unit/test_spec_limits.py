@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from clipa.errors import ConfigError, InputError
 from clipa.launch import request
-from clipa.registry.reading import require_readable
+from clipa.registry.reading import readable
 from clipa.registry.scan import Scan
 from clipa.spec import catalog
 from clipa.spec.load import load_cluster, load_project, load_recipe
@@ -88,4 +88,4 @@ def test_a_number_that_no_plan_can_have_leaves_no_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize("changes", [{"steps": 1 << 60}, {"steps": -1}, {"name": "a\x1b"}])
 def test_a_plan_that_could_not_be_read_back_is_refused_before_it_is_written(changes: dict[str, object]) -> None:
     plan = msgspec.structs.replace(msgspec.convert({**PLAN, "run_root": "/r"}, Plan), **changes)
-    assert "no run can have this plan" in refused(lambda: require_readable(plan)).what
+    assert "no run can have this plan" in refused(lambda: readable([plan])).what
