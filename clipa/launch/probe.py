@@ -27,6 +27,7 @@ from clipa.host.meeting import meeting
 from clipa.launch.snapshot import take
 from clipa.slurm import scheduler, site
 from clipa.slurm.sbatch import of_site
+from clipa.slurm.site_setup import setup_lines
 from clipa.spec import training_part
 from clipa.spec.cluster import Cluster
 from clipa.spec.counted import counted
@@ -170,7 +171,15 @@ def _send(cluster: Cluster, settings: Slurm, folder: Path, code: Path) -> tuple[
     script = folder / "probe.sh"
     quoted = shlex.join([python, "-P", "-m", "clipa.launch.probe", str(folder), *options])
     script.write_text(
-        "\n".join(["#!/bin/bash", *settings.setup, f"export PYTHONPATH={shlex.quote(str(code))}", quoted, ""])
+        "\n".join(
+            [
+                "#!/bin/bash",
+                *setup_lines(settings.setup, "false"),
+                f"export PYTHONPATH={shlex.quote(str(code))}",
+                quoted,
+                "",
+            ]
+        )
     )
     said = scheduler.command(["sbatch", "--parsable", *flags, str(script)], settings.conf)
     if said.trouble:

@@ -28,11 +28,12 @@ from clipa.interpreter import module_argv, protect
 from clipa.registry.liveness import Identity, identity_of
 from clipa.registry.ownership import UMASK, files_like
 from clipa.slurm import sbatch, scheduler
+from clipa.slurm.site_setup import MODULE_VARIABLES
 from clipa.spec.child_environment import child_environment, without_slurm
 from clipa.spec.plan import Record
 
 _ANSWER_S = 60.0
-_KEPT = ("HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "TZ", "SLURM_CONF", UMASK)
+_KEPT = ("HOME", "USER", "LOGNAME", "SHELL", "LANG", "LC_ALL", "TZ", "SLURM_CONF", UMASK, *MODULE_VARIABLES)
 """What jobs get of the submitter's environment, beside `pass_env`: what stands there belongs to the login node."""
 _PATH = "/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"
 

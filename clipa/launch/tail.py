@@ -2,6 +2,7 @@
 
     python -m clipa.launch.tail RUN_DIR ATTEMPT SUBMISSION ended CODE
     python -m clipa.launch.tail RUN_DIR ATTEMPT SUBMISSION asked        at SIGTERM, while the step still runs
+    python -m clipa.launch.tail RUN_DIR ATTEMPT SUBMISSION setup CODE   a line of the profile's setup failed
 
 Exit codes: 0 done, 10 over and not done, 11 another attempt follows. With any other the batch script helps itself.
 """
@@ -15,6 +16,7 @@ import time
 from pathlib import Path
 
 from clipa.errors import ClipaError
+from clipa.host.children import last_lines
 from clipa.host.conclude import Doing, conclude, doing_of, write_end
 from clipa.host.decide import is_done
 from clipa.host.node import own_id
@@ -67,6 +69,21 @@ class Tail:
         if doing != "requeued":  # else SLURM has it in the queue already
             self._go_on(doing, conclusion.verdict.error)
         return GOES_ON
+
+    def setup_failed(self, code: int, line: str, words: str) -> int:
+        """A line of the profile's `setup` failed: the step was not started, and the words of the line say why."""
+        if self.attempt not in self.run.intents():
+            records.write_intent(self.run, self.attempt, self.submission, "restart")
+        said = "\n".join(last_lines(Path(words)))
+        what = (
+            f"the setup line {line.strip()!r} of the cluster profile"
+            if line.strip()
+            else "the setup of the cluster profile"
+        )
+        log = events.EventWriter(self.run, self.attempt, "supervisor")
+        log.write(events.Ended, outcome="failed", final=False, error=f"{what} ended with {code}:\n{said}".rstrip(":\n"))
+        log.close()
+        return self.ended(code)
 
     def asked(self) -> int:
         """SIGTERM came while the step runs: SLURM ends the job, perhaps before the step has saved and left."""
@@ -137,15 +154,20 @@ def main() -> int:
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("attempt", type=int)
     parser.add_argument("submission", type=int)
-    parser.add_argument("what", choices=["ended", "asked"])
+    parser.add_argument("what", choices=["ended", "asked", "setup"])
     parser.add_argument("code", type=int, nargs="?", default=0)
+    parser.add_argument("--line", default="", help="the line of the setup that failed")
+    parser.add_argument("--words", default=os.devnull, help="a file with what the setup wrote to its error output")
     given = parser.parse_args()
     began = time.monotonic()
     tail = Tail(
         RunDir(given.run_dir), given.attempt, given.submission, own_id(),
         int(os.environ.get("SLURM_RESTART_COUNT", "0")),
     )  # fmt: skip
-    code = tail.asked() if given.what == "asked" else tail.ended(given.code)
+    if given.what == "setup":
+        code = tail.setup_failed(given.code, given.line, given.words)
+    else:
+        code = tail.asked() if given.what == "asked" else tail.ended(given.code)
     say(f"attempt {tail.attempt} {given.what}: {code} after {time.monotonic() - began:.1f} s")
     return code
 

@@ -12,6 +12,8 @@ import msgspec
 from clipa.registry.jobs import name_of
 from clipa.registry.ownership import own_folder
 from clipa.registry.run_dir import RunDir
+from clipa.slurm.site_setup import setup_lines
+from clipa.spec.child_environment import settings_of
 from clipa.spec.plan import Plan
 from clipa.spec.slurm import Slurm
 
@@ -133,11 +135,12 @@ def setup(batch: Batch) -> list[str]:
     site = batch.plan.slurm
     assert site is not None
     python = shlex.quote(batch.python)
-    lines = [*site.setup, *_element(batch)]
-    lines += [f"export {key}={shlex.quote(value)}" for key, value in sorted(batch.plan.env.items())]
-    lines += _guard(batch)
+    code = f"PYTHONPATH={shlex.quote(str(batch.code))} PYTHONSAFEPATH=1"
+    tail = f"{python} -m clipa.launch.tail {_run_of(batch)}"
+    lines = [*_element(batch), *_guard(batch), *setup_lines(site.setup, f"{code} {tail}")]
+    lines += [f"export {key}={shlex.quote(value)}" for key, value in sorted(settings_of(batch.plan.env).items())]
     lines += [
-        f"export PYTHONPATH={shlex.quote(str(batch.code))} PYTHONSAFEPATH=1",
+        f"export {code}",
         "# Had the submitter died before submitit gave the task its final name, the job would look for it in vain.",
         f"[ -e {task_of(batch)} ] || ln -s task.pkl {task_of(batch)}",
     ]
@@ -147,8 +150,7 @@ def setup(batch: Batch) -> list[str]:
             f'CLIPA_MEETING="$({python} -m clipa.host.meeting{interface})" || exit 1',
             "export CLIPA_MEETING",
         ]
-    tail = f'{python} -m clipa.launch.tail {_run_of(batch)} "$@"'
-    return [*lines, f"clipa_tail() {{ {tail}; }}", "trap 'clipa_tail asked' TERM"]
+    return [*lines, f'clipa_tail() {{ {tail} "$@"; }}', "trap 'clipa_tail asked' TERM"]
 
 
 def _guard(batch: Batch) -> list[str]:

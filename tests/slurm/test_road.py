@@ -87,16 +87,19 @@ def _only(field: Field) -> str:
     return path.name
 
 
-def test_secrets_and_the_sites_setup_reach_the_ranks_and_no_file(field: Field) -> None:
+def test_secrets_and_the_sites_setup_reach_the_ranks_and_no_file(field: Field, monkeypatch: pytest.MonkeyPatch) -> None:
     secret = field.folder / "s.env"
     secret.write_text("# mine\nTOKEN='hush-hush'\n")
     secret.chmod(0o600)
-    field.profile(table=f'secrets = "{secret}"\nsetup = ["export MODULES=loaded"]\nscratch = "{field.folder}/local"')
+    (field.folder / "init").mkdir()
+    (field.folder / "init" / "bash").write_text('module() { export MODULES="$1 $2"; }\n')
+    monkeypatch.setenv("MODULESHOME", str(field.folder))
+    field.profile(table=f'secrets = "{secret}"\nsetup = ["module load cuda"]\nscratch = "{field.folder}/local"')
     (run,) = field.submit("pretrain", "--set", "phases.pretrain.samples=400000")
     pid = field.last(run, events.Spawned).pids[0]  # type: ignore[union-attr]
     environ = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     assert b"TOKEN=hush-hush" in environ
-    assert b"MODULES=loaded" in environ
+    assert b"MODULES=load cuda" in environ
     assert f"TMPDIR={field.folder}/local".encode() in environ
     field.run("cancel", run)
     done = subprocess.run(["grep", "-rl", "hush-hush", str(field.folder / "runs")], capture_output=True, check=False)
@@ -104,6 +107,18 @@ def test_secrets_and_the_sites_setup_reach_the_ranks_and_no_file(field: Field) -
     secret.chmod(0o644)
     (run,) = field.submit("pretrain")
     assert "chmod 600" in field.run("wait", run, code=1)
+
+
+def test_a_setup_line_that_fails_stops_the_run_with_its_words(field: Field) -> None:
+    field.profile(table='setup = ["export A=1", "ls /nosuch/module"]')
+    (run,) = field.submit("pretrain")
+    field.run("wait", run, code=1)
+    status = field.status(run)
+    assert status["state"] == "FAILED"
+    assert "the setup line 'ls /nosuch/module'" in str(status["why"])
+    assert "cannot access '/nosuch/module'" in str(status["why"])
+    assert "The same error twice" in str(status["why"]), "a wrong line is wrong on every node"
+    assert not field.said(run, events.Started)
 
 
 def test_status_from_another_shell_without_slurm(field: Field) -> None:

@@ -23,12 +23,12 @@ case "$SLURM_ARRAY_TASK_ID" in
   3) clipa_run=(/shared/runs/20260101-000000-abcd-03-pretrain 1 1) ;;
   12) clipa_run=(/shared/runs/20260101-000000-abcd-12-pretrain 4 4) ;;
 esac
-export NCCL_DEBUG=WARN
-export ODD='it'"'"'s $HOME; rm -rf "x"'
 clipa_wrong="$(find /shared/runs/.code/abc /shared/runs/.arrays/clipa-20260101-000000-abcd-pretrain-a1/"$SLURM_ARRAY_TASK_ID"/ -ignore_readdir_race ! -type l \( ! -uid "$(id -u)" ! -uid 0 -o -perm /022 \) -print -quit 2>/dev/null || :)"
 if [ -n "$clipa_wrong" ]; then
   echo "clipa: $clipa_wrong: not executed, because others own it or can write to it" >&2; exit 1
 fi
+export NCCL_DEBUG=WARN
+export ODD='it'"'"'s $HOME; rm -rf "x"'
 export PYTHONPATH=/shared/runs/.code/abc PYTHONSAFEPATH=1
 # Had the submitter died before submitit gave the task its final name, the job would look for it in vain.
 [ -e /shared/runs/.arrays/clipa-20260101-000000-abcd-pretrain-a1/"$SLURM_ARRAY_TASK_ID"/"${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"_submitted.pkl ] || ln -s task.pkl /shared/runs/.arrays/clipa-20260101-000000-abcd-pretrain-a1/"$SLURM_ARRAY_TASK_ID"/"${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"_submitted.pkl

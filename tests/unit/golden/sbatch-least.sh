@@ -14,12 +14,12 @@
 #SBATCH --time=60
 
 # setup
-export NCCL_DEBUG=WARN
-export ODD='it'"'"'s $HOME; rm -rf "x"'
 clipa_wrong="$(find /shared/runs/.code/abc /shared/runs/20260101-000000-abcd-pretrain/logs/1/submitit/ -ignore_readdir_race ! -type l \( ! -uid "$(id -u)" ! -uid 0 -o -perm /022 \) -print -quit 2>/dev/null || :)"
 if [ -n "$clipa_wrong" ]; then
   echo "clipa: $clipa_wrong: not executed, because others own it or can write to it" >&2; exit 1
 fi
+export NCCL_DEBUG=WARN
+export ODD='it'"'"'s $HOME; rm -rf "x"'
 export PYTHONPATH=/shared/runs/.code/abc PYTHONSAFEPATH=1
 # Had the submitter died before submitit gave the task its final name, the job would look for it in vain.
 [ -e /shared/runs/20260101-000000-abcd-pretrain/logs/1/submitit/"$SLURM_JOB_ID"_submitted.pkl ] || ln -s task.pkl /shared/runs/20260101-000000-abcd-pretrain/logs/1/submitit/"$SLURM_JOB_ID"_submitted.pkl

@@ -21,13 +21,33 @@
 #SBATCH --time=360
 
 # setup
-module load cuda/12
-export NCCL_DEBUG=WARN
-export ODD='it'"'"'s $HOME; rm -rf "x"'
 clipa_wrong="$(find /shared/runs/.code/abc /shared/runs/20260101-000000-abcd-stage/logs/1/submitit/ -ignore_readdir_race ! -type l \( ! -uid "$(id -u)" ! -uid 0 -o -perm /022 \) -print -quit 2>/dev/null || :)"
 if [ -n "$clipa_wrong" ]; then
   echo "clipa: $clipa_wrong: not executed, because others own it or can write to it" >&2; exit 1
 fi
+# The site's shell functions (module, ml) come from its profile, which a batch script does not read.
+clipa_path="$PATH"
+type module >/dev/null 2>&1 || . /etc/profile >/dev/null 2>&1 </dev/null || :
+for clipa_init in "${LMOD_PKG:-/usr/share/lmod/lmod}/init/bash" "${MODULESHOME:-/usr/share/modules}/init/bash" /etc/profile.d/lmod.sh /etc/profile.d/modules.sh; do
+  type module >/dev/null 2>&1 || { [ -r "$clipa_init" ] && . "$clipa_init" >/dev/null 2>&1; } || :
+done
+export PATH="$clipa_path:$PATH"
+clipa_line=; clipa_words=/dev/null
+clipa_file="$(mktemp)" && clipa_words="$clipa_file" && exec 3>&2 2>"$clipa_words"
+clipa_setup_failed() {
+  clipa_code=$1; trap - ERR EXIT; [ ! -f "$clipa_words" ] || { exec 2>&3; cat "$clipa_words" >&2; }
+  PYTHONPATH=/shared/runs/.code/abc PYTHONSAFEPATH=1 /usr/bin/python3 -m clipa.launch.tail /shared/runs/20260101-000000-abcd-stage 1 1 setup "$clipa_code" --line "$clipa_line" --words "$clipa_words"; clipa_code=$?
+  rm -f "$clipa_file"; exit "$clipa_code"
+}
+trap 'clipa_code=$?; clipa_number=$LINENO; [ "${#BASH_SOURCE[@]}" -gt 1 ] || { clipa_line="$(sed -n "${clipa_number}p" "$0")"; clipa_setup_failed "$clipa_code"; }' ERR
+trap 'clipa_setup_failed $?' EXIT
+module load cuda/12
+trap - ERR EXIT
+# Modules before 4 say an error and return 0.
+grep -q ":ERROR:" "$clipa_words" && clipa_line="module" && clipa_setup_failed 1
+if [ -f "$clipa_words" ]; then exec 2>&3 3>&-; cat "$clipa_words" >&2; rm -f "$clipa_words"; fi
+export NCCL_DEBUG=WARN
+export ODD='it'"'"'s $HOME; rm -rf "x"'
 export PYTHONPATH=/shared/runs/.code/abc PYTHONSAFEPATH=1
 # Had the submitter died before submitit gave the task its final name, the job would look for it in vain.
 [ -e /shared/runs/20260101-000000-abcd-stage/logs/1/submitit/"$SLURM_JOB_ID"_submitted.pkl ] || ln -s task.pkl /shared/runs/20260101-000000-abcd-stage/logs/1/submitit/"$SLURM_JOB_ID"_submitted.pkl
