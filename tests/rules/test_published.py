@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import re
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -157,6 +159,26 @@ def test_what_was_published_is_about_phases_that_are_there(name: str) -> None:
         assert isinstance(recipe.phases[published.after], TrainPhase)
         data = {phase.data for phase in recipe.phases.values() if isinstance(phase, TrainPhase)}
         assert data <= set(loaded.about.datasets)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipes_words_are_its_numbers(name: str) -> None:
+    """The header names every published number, and a comment "# N steps" is that of its line."""
+    loaded = RECIPES[name]
+    text = loaded.path.read_text()
+    header = re.sub(r"\n#\s*", " ", text.partition("\ndescription")[0])
+    for said in loaded.about.published:
+        if len(said.set) == 2 and said.set[0].startswith("phases.pretrain.image"):
+            continue  # the strategies of reduction stand in their entries alone
+        for number in (
+            f"{said.top1:.1f}" if said.top1 else "",
+            *(f"{n:,.0f}" for n in (said.gpu_hours, said.dollars) if n),
+        ):
+            assert number in header, f"{loaded.path.name}: {number}, published {said.set} after {said.after}"
+    batches = [phase.batch for phase in loaded.recipe.phases.values() if isinstance(phase, TrainPhase)]
+    for samples, steps in re.findall(r"samples = ([\d_]+).*?# +([\d,]+) steps", text):
+        found = {math.ceil(int(samples.replace("_", "")) / batch) for batch in batches}
+        assert int(steps.replace(",", "")) in found, f"{loaded.path.name}: {samples} samples are not {steps} steps"
 
 
 def test_presets_are_used() -> None:
