@@ -118,7 +118,12 @@ def read_torch(path: Path) -> dict[str, torch.Tensor]:
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zip and torch have dozens
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if "TorchScript" in str(error):
+            raise TrainError(
+                "the file is a TorchScript archive: a program with weights, which clipa does not run", where=str(path),
+                hint="save its state_dict() as .safetensors where you trust the file",
+            ) from error  # fmt: skip
+        reason = type(error).__name__  # torch's own words advise to unpickle what is not trusted
         raise TrainError(
             f"the file holds more than tensors, or is broken: {reason}", where=str(path),
             hint="clipa unpickles nothing else: save the weights as .safetensors where you trust the file",

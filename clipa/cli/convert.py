@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
@@ -27,12 +28,25 @@ def convert(
                "--image-size": image_size, "--text-tokens": text_tokens}  # fmt: skip
     words = [word for name, value in options.items() if value for word in (name, str(value))]
     words += ["--json"] if json else []
-    run_module("clipa.model.convert", _place(source), folder, *words, what="converting weights")
+    place = _place(source)
+    _require_places(place, folder)
+    run_module("clipa.model.convert", place, folder, *words, what="converting weights")
+
+
+def _require_places(source: str, folder: str) -> None:
+    """Refuse what can be known without torch, whose import takes seconds.
+
+    Raises:
+        InputError: the source is not there, or the folder is.
+    """
+    if not expand_user(source).exists():
+        raise InputError("no such file or folder", where=source, allowed="a run, or a path of weights")
+    if os.path.lexists(expand_user(folder)):
+        raise InputError("something already has this name", where=folder, hint="name a folder that does not exist")
 
 
 def _place(source: str) -> str:
     """The path of a source: itself, or the folder of the run that the word means."""
-    import os
     from pathlib import Path
 
     from clipa.cli import words

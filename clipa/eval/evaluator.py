@@ -12,7 +12,7 @@ import clipa
 from clipa.attempt.devices import Ranks
 from clipa.attempt.pulse import Pulse
 from clipa.data.scored import View
-from clipa.errors import DataError
+from clipa.errors import ClipaError, DataError, StorageError
 from clipa.eval.job import Bench, Job, Outcome
 from clipa.eval.probe import probe
 from clipa.eval.prompts import settled
@@ -100,6 +100,7 @@ class Evaluator:
         """
         was_training = model.training
         model.eval()
+        failed: list[tuple[str, ClipaError]] = []
         bench = Bench(self.run, self.plan, self.ranks, self.precision, model, card, digest, batch, self.pulse)
         for name in sets:
             names = members(self.plan.evals, name)
@@ -107,11 +108,26 @@ class Evaluator:
                 for member in names:
                     if self.ranks.any(self.ranks.is_first and stop_file is not None and stop_file.exists()):
                         return False
-                    self._score_one(Job(member, self.plan.evals[member], _view(card, size, resize), bench), log)
+                    job = Job(member, self.plan.evals[member], _view(card, size, resize), bench)
+                    try:
+                        self._score_one(job, log)
+                    except (DataError, StorageError) as error:
+                        # Ranks that wait for one another in the same set cannot leave it one by one.
+                        if self.ranks.world > 1 or len(names) == len(sets) == len(sizes) == 1:
+                            raise
+                        failed.append((f"{member} at {size} px", error))
+                        say(f"{member} at {size} px cannot be scored: {error.what}")
                 if log is not None and names != [name]:
                     self._sum_up(name, names, bench, size, log)
         model.train(was_training)
         self.pulse.at("")
+        if failed:
+            reasons = "; ".join(f"{name}: {error.what}" for name, error in failed)
+            first = failed[0][1]
+            raise type(first)(
+                f"the other sets are scored, these cannot be: {reasons}",
+                where=first.where, allowed=first.allowed, hint=first.hint,
+            )  # fmt: skip
         return True
 
     def _score_one(self, job: Job, log: events.EventWriter | None) -> None:

@@ -17,6 +17,7 @@ from clipa.data.pipeline import normalise
 from clipa.data.scored import ScoredBatch, Source, View, scored_batches
 from clipa.data.shards import ShardSet
 from clipa.data.tokenizer import tokenizer
+from clipa.errors import DataError
 from clipa.model.clip import Clip
 from clipa.reduction.text import TokenSelection
 from clipa.registry.run_dir import RunDir
@@ -76,7 +77,8 @@ class Bench(NamedTuple):
         """Normalised features [b, embed_dim] of images uint8 [b, 3, S, S]."""
         self.pulse.beat()
         with autocast(self.precision, self.ranks.device):
-            return self.model.encode_image(normalise(images.to(self.ranks.device), view.mean, view.std))
+            found = self.model.encode_image(normalise(images.to(self.ranks.device), view.mean, view.std))
+        return _require_finite(found, "image")
 
     def text_features(self, texts: list[str]) -> torch.Tensor:
         """Normalised features [n, embed_dim] of texts, tokenised as `prompt_input` says."""
@@ -88,7 +90,22 @@ class Bench(NamedTuple):
             tokens = select(some)
             with autocast(self.precision, self.ranks.device):
                 parts.append(self.model.encode_text(tokens.to(self.ranks.device)))
-        return torch.cat(parts)
+        return _require_finite(torch.cat(parts), "text")
+
+
+def _require_finite(features: torch.Tensor, kind: str) -> torch.Tensor:
+    """Return the features, or refuse them: a comparison with NaN is an order of indices, and looks like a score.
+
+    Raises:
+        DataError: a feature is NaN or infinite.
+    """
+    bad = int((~features.isfinite()).any(dim=1).sum())
+    if bad:
+        raise DataError(
+            f"{bad} of {len(features)} {kind} features are not finite, so nothing can be scored",
+            where="the model's output", hint="try precision fp32 in the recipe; else the weights are broken",
+        )  # fmt: skip
+    return features
 
 
 class Job(NamedTuple):

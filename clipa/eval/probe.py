@@ -161,7 +161,7 @@ def _read(path: Path, samples: int, classes: int) -> tuple[torch.Tensor, torch.T
     except (TrainError, KeyError):
         return None  # not there, or torn: embedded again
     whole = len(rows) == len(labels) == samples and bool(((labels >= 0) & (labels < classes)).all())
-    return (rows, labels) if whole else None
+    return (rows, labels) if whole and bool(rows.isfinite().all()) else None
 
 
 def _write(path: Path, known: tuple[torch.Tensor, torch.Tensor]) -> None:

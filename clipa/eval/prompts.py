@@ -119,7 +119,9 @@ def _read(path: Path, shape: tuple[int, int]) -> torch.Tensor | None:
         found = read_tensors(path).get("classifier")
     except TrainError:
         return None  # not there, or torn: it is computed again
-    return found if found is not None and found.shape == shape and found.dtype == torch.float32 else None
+    if found is None or found.shape != shape or found.dtype != torch.float32 or not found.isfinite().all():
+        return None
+    return found
 
 
 def _write(path: Path, rows: torch.Tensor) -> None:

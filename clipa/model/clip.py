@@ -99,7 +99,20 @@ class Clip(nn.Module):
         for name, weight in fitted.items():
             if weight.shape != own[name].shape:
                 raise TrainError(f"{name} is {list(weight.shape)}, the model's is {list(own[name].shape)}")
+        _require_finite(fitted)
         return fitted
+
+
+def _require_finite(weights: Mapping[str, torch.Tensor]) -> None:
+    """Refuse weights with NaN or infinity: their scores would be numbers that mean nothing.
+
+    Raises:
+        TrainError: with the names of the tensors.
+    """
+    bad = [name for name, weight in weights.items() if not weight.is_meta and not weight.isfinite().all()]
+    if bad:
+        more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
+        raise TrainError(f"{len(bad)} tensors hold NaN or infinity: {', '.join(bad[:5])}{more}")
 
 
 def _unit(features: torch.Tensor) -> torch.Tensor:

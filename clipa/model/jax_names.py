@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import zipfile
-from collections.abc import Mapping
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,10 @@ _PREFIXES = ("params/", "opt/target/", "")
 _ENCODERS = {"img": ("Transformer/",), "txt": ("Transformer/", "Encoder_0/")}
 
 
+_MOST_EXPANDED = 1_100
+"""Bytes that deflate can make of one byte are at most 1,032, so more is a lie."""
+
+
 class Arrays:
     """The parameters of an `.npz`, by name without prefix, as float32 tensors."""
 
@@ -38,7 +42,10 @@ class Arrays:
         """
         self.where = str(path)
         try:
-            self._file: Mapping[str, np.ndarray] = np.load(path, allow_pickle=False)
+            opened = np.load(path, allow_pickle=False)
+            if not isinstance(opened, np.lib.npyio.NpzFile):
+                raise ValueError("it is a single array")
+            self._file = opened
             keys = list(self._file)
         except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
             raise ConfigError(f"this is no .npz of arrays: {error}", where=self.where) from error
@@ -63,11 +70,30 @@ class Arrays:
         self.left.discard(name)
         return self.peek(name)
 
+    def _require_bytes(self, key: str) -> None:
+        """Compare an array's header with the bytes behind it: numpy allocates what the header claims.
+
+        Raises:
+            ValueError: the header claims other bytes than the archive holds, or more than the file can be.
+        """
+        archive = self._file.zip
+        assert archive is not None
+        info = archive.getinfo(f"{key}.npy")
+        with archive.open(info) as member:
+            version = np.lib.format.read_magic(member)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, _, dtype = read(member)
+        if math.prod(shape) * dtype.itemsize > info.file_size:
+            raise ValueError(f"its header claims {list(shape)} {dtype}, the archive holds {info.file_size:,} bytes")
+        if info.file_size > _MOST_EXPANDED * max(info.compress_size, 1):
+            raise ValueError(f"{info.compress_size:,} bytes would expand to {info.file_size:,}")
+
     def peek(self, name: str) -> torch.Tensor:
         """A parameter that stays."""
         try:
+            self._require_bytes(f"{self._prefix}{name}")
             array = self._file[f"{self._prefix}{name}"]
-        except (KeyError, ValueError, OSError, zipfile.BadZipFile) as error:
+        except (KeyError, ValueError, OSError, EOFError, MemoryError, zlib.error, zipfile.BadZipFile) as error:
             raise ConfigError(f"the parameter {name} is missing or broken: {error}", where=self.where) from error
         if array.dtype == _BRAIN_FLOAT:
             return torch.from_numpy(array.view(np.int16).copy()).view(torch.bfloat16).float()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -25,6 +25,12 @@ _HARMLESS = {
 """Keys that change nothing of what the weights compute, or that mean something beside a key that is refused only."""
 
 
+_Layers = Annotated[int, msgspec.Meta(ge=1, le=1_000)]
+_Size = Annotated[int, msgspec.Meta(ge=1, le=65_536)]
+_Length = Annotated[int, msgspec.Meta(ge=1, le=65_536)]
+_Vocabulary = Annotated[int, msgspec.Meta(ge=1, le=4_000_000)]
+
+
 class _Activation(msgspec.Struct, frozen=True, omit_defaults=True):
     approximate: Literal["none", "tanh"] = "none"
 
@@ -36,12 +42,12 @@ class _Norm(msgspec.Struct, frozen=True):
 class Vision(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The keys of `vision_cfg` that our image tower knows, with open_clip's defaults."""
 
-    layers: int = 12
-    width: int = 768
-    head_width: int = 64
+    layers: _Layers = 12
+    width: _Size = 768
+    head_width: _Size = 64
     mlp_ratio: float = 4.0
-    patch_size: int = 16
-    image_size: int = 224
+    patch_size: _Size = 16
+    image_size: _Size = 224
     no_ln_pre: bool = False
     pos_embed_type: Literal["learnable", "sin_cos_2d"] = "learnable"
     final_ln_after_pool: bool = False
@@ -57,13 +63,13 @@ class _TokenizerKeys(msgspec.Struct, frozen=True, omit_defaults=True):
 class Text(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The keys of `text_cfg` that our text tower knows, with open_clip's defaults."""
 
-    context_length: int = 77
-    vocab_size: int = 49_408
+    context_length: _Length = 77
+    vocab_size: _Vocabulary = 49_408
     hf_tokenizer_name: str | None = None
     tokenizer_kwargs: _TokenizerKeys | None = None
-    width: int = 512
-    heads: int = 8
-    layers: int = 12
+    width: _Size = 512
+    heads: _Size = 8
+    layers: _Layers = 12
     mlp_ratio: float = 4.0
     no_causal_mask: bool = False
     pool_type: str = "argmax"
@@ -75,7 +81,7 @@ class Text(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """`model_cfg`. A logit bias means that the weights were trained with the sigmoid loss."""
 
-    embed_dim: int
+    embed_dim: _Size
     vision_cfg: Vision
     text_cfg: Text
     init_logit_bias: float | None = None

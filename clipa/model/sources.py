@@ -30,6 +30,10 @@ _IN_FOLDER = (
 """The order in which open_clip looks for weights in a folder (factory._find_checkpoint_in_dir)."""
 
 
+_WRAPPERS = ("module.", "_orig_mod.", "model.")
+"""Prefixes that DDP, torch.compile and training frameworks put before a weight's name, in any combination."""
+
+
 class Wishes(msgspec.Struct, frozen=True, kw_only=True):
     """What a person asks for beside the source: 0 and "" leave it to the source."""
 
@@ -136,16 +140,38 @@ def _from_open_clip(path: Path, config_path: Path) -> Source:
         loss="sigmoid" if "logit_bias" in state else "softmax",
         origin=path.name,
     )
+    notes += _contradictions(card, state)
     return Source(card=card, weights=from_open_clip(model, state), kind="open_clip", notes=tuple(notes))
 
 
+def _contradictions(card: Card, state: Mapping[str, torch.Tensor]) -> list[str]:
+    """Return a note for each table of positions whose length is not the configuration's: it is resized on reading."""
+    patches = (card.image_size // card.model.image.patch) ** 2 + 1
+    lengths = (("positional_embedding", "context_length", card.text_tokens),
+               ("visual.positional_embedding", "image_size", patches))  # fmt: skip
+    return [
+        f"{name} has {len(state[name])} positions, the configuration's {key} means {length}: they are resized, "
+        "and features change; correct the configuration if it is wrong"
+        for name, key, length in lengths
+        if len(state[name]) != length
+    ]
+
+
 def _plain(name: str) -> str:
-    """A weight's name in open_clip's CLIP: without DDP's prefix, and without the text tower's of CustomTextCLIP."""
-    return name.removeprefix("module.").removeprefix("text.")
+    """Return a weight's name in open_clip's CLIP, without the prefixes of wrappers and of CustomTextCLIP."""
+    while name.startswith(_WRAPPERS):
+        name = name.partition(".")[2]
+    return name.removeprefix("text.")
 
 
 def _require_names(model: Model, state: Mapping[str, torch.Tensor], path: Path) -> None:
     wanted = set(names(model).values())
+    if any(name.startswith(("text_model.", "vision_model.")) for name in state):
+        raise ConfigError(
+            "these weights have the names of transformers' CLIPModel, which clipa does not read", where=str(path),
+            allowed="weights with the names of open_clip's CLIP",
+            hint="most models are published for open_clip too: take its open_clip_model.safetensors",
+        )  # fmt: skip
     odd = sorted(wanted - set(state)), sorted(set(state) - wanted - {"logit_bias"})
     for what, some in zip(("are missing", "have no place in the model"), odd, strict=True):
         if some:
@@ -203,9 +229,8 @@ def _settled(source: Source, wishes: Wishes) -> Source:
     try:
         fitted = clip.fitted({name: weight.float() for name, weight in source.weights.items()})
     except TrainError as error:
-        raise ConfigError(
-            error.what, where=card.origin or card.run, hint="is this the model of these weights?"
-        ) from error
+        hint = "take another checkpoint" if "NaN" in error.what else "is this the model of these weights?"
+        raise ConfigError(error.what, where=card.origin or card.run, hint=hint) from error
     return msgspec.structs.replace(source, card=card, weights=fitted, notes=tuple(notes))
 
 

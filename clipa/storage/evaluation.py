@@ -87,8 +87,11 @@ def _beside(source: Dataset, opened: Opened) -> Opened:
 
 
 def _lines(source: Dataset, file: str) -> tuple[str, ...]:
-    text = side_file(source, file) or ""
-    return tuple(line.strip() for line in text.splitlines() if line.strip())
+    """Return the lines of a positional file: line N belongs to label N, so an empty line is an empty name.
+
+    CLIP_benchmark reads the same lines (datasets/builder.py).
+    """
+    return tuple(line.strip() for line in (side_file(source, file) or "").splitlines())
 
 
 def _objectnet(source: Dataset) -> Opened:

@@ -120,6 +120,15 @@ def test_a_wrong_label_and_a_broken_image_are_named(tmp_path: Path, weights: Pat
     assert not results(run)
 
 
+def test_a_set_that_fails_does_not_stop_the_others_and_is_named(tmp_path: Path, weights: Path) -> None:
+    broken = write_wds(tmp_path / "broken", [{"png": b"no", "cls": b"1"}], classes=CLASSES, templates=TEMPLATES)
+    good = write_wds(tmp_path / "good", [{"png": picture(1), "cls": b"1"}], classes=CLASSES, templates=TEMPLATES)
+    run = make_run(tmp_path / "a", {"bad": EvalSet(data=str(broken)), "fine": EvalSet(data=str(good))}, weights)
+    with pytest.raises(DataError, match="the other sets are scored, these cannot be: bad at 32 px"):
+        score(run)
+    assert [event.set for event in _scored(run)] == ["fine"]
+
+
 def test_a_suite_names_what_is_missing_and_averages_when_nothing_is(
     tmp_path: Path, weights: Path, images: list[dict[str, bytes]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -63,6 +63,11 @@ def test_a_wds_folder_reads_one_split_in_the_shards_own_order(tmp_path: Path) ->
     assert pinned(root, split="train").data.data.shards == 1
 
 
+def test_an_empty_class_name_keeps_its_label(tmp_path: Path) -> None:
+    root = write_wds(tmp_path / "wds_x", LABELLED, classes=["a", "b", "", "d"], templates=["a {c}."])
+    assert pinned(root).data.classes == ("a", "b", "", "d")
+
+
 def test_what_is_wrong_with_a_wds_folder_is_named(tmp_path: Path) -> None:
     root = write_wds(tmp_path / "wds_x", LABELLED, shards=3, classes=["a", "b", "c"], templates=["a {c}."])
     assert "allowed: test" in refused(root, split="val")

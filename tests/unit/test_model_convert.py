@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from clipa.attempt.weights import read_tensors, verify, write_tensors
 from clipa.data.tokenizer import tokenizer
-from clipa.errors import ConfigError
+from clipa.errors import ConfigError, TrainError
 from clipa.launch.weights import check, from_word
+from clipa.model import jax_names
 from clipa.model.clip import Clip
 from clipa.model.convert import convert, main
 from clipa.model.open_clip_names import to_open_clip
@@ -320,3 +325,76 @@ def test_the_command_relays(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -
     assert again.returncode == 2
     assert "something already" in again.stderr
     assert "Traceback" not in again.stderr
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module._orig_mod.", "model.", "model.module."])
+def test_prefixes_of_wrappers_are_stripped(prefix: str, tmp_path: Path) -> None:
+    made = source("v1", "cls")
+    convert(checkpoint(tmp_path / "mine", made), tmp_path / "theirs", Wishes())
+    state = to_open_clip(made.card.model, made.weights)
+    write_tensors(tmp_path / "w.safetensors", {f"{prefix}{key}": value for key, value in state.items()})
+    convert(tmp_path / "w.safetensors", tmp_path / "back", Wishes(model=str(tmp_path / "theirs/open_clip_config.json")))
+    back = read_tensors(tmp_path / "back" / WEIGHTS_NAME)
+    assert all(torch.equal(back[key], weight) for key, weight in made.weights.items())
+
+
+def _edited(tmp_path: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> Path:
+    """A folder of open_clip whose tensors were changed."""
+    made = source("v1", "cls")
+    convert(checkpoint(tmp_path / "mine", made), tmp_path / "theirs", Wishes())
+    state = to_open_clip(made.card.model, made.weights)
+    change(state)
+    write_tensors(tmp_path / "theirs/open_clip_model.safetensors", state)
+    return tmp_path / "theirs"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused_with_the_tensors_names(value: float, tmp_path: Path) -> None:
+    folder = _edited(tmp_path, lambda state: state.update({"ln_final.weight": state["ln_final.weight"] * value}))
+    with pytest.raises(ConfigError, match=r"NaN or infinity: text\.ln_final\.weight"):
+        convert(folder, tmp_path / "back", Wishes())
+    card = source("v1", "cls").card
+    model = Clip(card.model, card.image_size, card.text_tokens, card.positions, card.loss)
+    broken = model.state_dict() | {"text.ln_final.bias": torch.full_like(model.text.ln_final.bias, value)}
+    with pytest.raises(TrainError, match=r"NaN or infinity: text\.ln_final\.bias"):
+        model.load(broken)
+
+
+def test_positions_that_contradict_the_configuration_are_noted_with_both_lengths(tmp_path: Path) -> None:
+    def shorten(state: dict[str, torch.Tensor]) -> None:
+        state["positional_embedding"] = state["positional_embedding"][:8].clone()
+
+    done = convert(_edited(tmp_path, shorten), tmp_path / "back", Wishes())
+    assert any("has 8 positions" in note and "context_length means 12" in note for note in done.notes)
+
+
+def test_formats_that_are_not_read_are_named(tmp_path: Path) -> None:
+    def rename(state: dict[str, torch.Tensor]) -> None:
+        state["text_model.final_layer_norm.weight"] = state.pop("ln_final.weight")
+
+    with pytest.raises(ConfigError, match="transformers' CLIPModel"):
+        convert(_edited(tmp_path, rename), tmp_path / "back", Wishes())
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "program.pt")
+    config = str(tmp_path / "theirs/open_clip_config.json")
+    with pytest.raises(ConfigError, match="TorchScript archive") as caught:
+        convert(tmp_path / "program.pt", tmp_path / "back", Wishes(model=config))
+    assert "weights_only" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["layers", "width", "image_size"])
+def test_a_configuration_of_a_billion_is_refused_at_once(key: str, tmp_path: Path) -> None:
+    folder = _edited(tmp_path, lambda state: None)
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    config["model_cfg"]["vision_cfg"][key] = 10**9
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match=key):
+        convert(folder, tmp_path / "back", Wishes())
+
+
+def test_an_npz_header_that_claims_terabytes_is_refused(tmp_path: Path) -> None:
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (10**6, 10**6)})
+    with zipfile.ZipFile(tmp_path / "bomb.npz", "w") as archive:
+        archive.writestr("params/img/embedding/kernel.npy", header.getvalue())
+    with pytest.raises(ConfigError, match=r"claims \[1000000, 1000000\]"):
+        jax_names.Arrays(tmp_path / "bomb.npz").peek("img/embedding/kernel")
