@@ -130,6 +130,10 @@ def _from_open_clip(path: Path, config_path: Path) -> Source:
         notes.append(
             f"trained with {seen.interpolation} images; family {model.family} has {model.traits.interpolation}"
         )
+    if config.preprocess_cfg and seen.resize_mode != "shortest":
+        way = 'evaluate with resize = "squash"' if seen.resize_mode == "squash" else "clipa has no such resize"
+        mode = seen.resize_mode
+        notes.append(f"open_clip resizes images of these weights by {mode}, which the card does not keep: {way}")
     card = Card(
         model=model,
         image_size=config.model_cfg.vision_cfg.image_size,

@@ -398,3 +398,12 @@ def test_an_npz_header_that_claims_terabytes_is_refused(tmp_path: Path) -> None:
         archive.writestr("params/img/embedding/kernel.npy", header.getvalue())
     with pytest.raises(ConfigError, match=r"claims \[1000000, 1000000\]"):
         jax_names.Arrays(tmp_path / "bomb.npz").peek("img/embedding/kernel")
+
+
+@pytest.mark.parametrize("mode", ["squash", "longest"])
+def test_a_resize_mode_that_the_card_does_not_keep_is_noted(mode: str, tmp_path: Path) -> None:
+    folder = _edited(tmp_path, lambda state: None)
+    config = json.loads((folder / "open_clip_config.json").read_text())
+    config["preprocess_cfg"]["resize_mode"] = mode
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    assert any(f"by {mode}" in note for note in convert(folder, tmp_path / "back", Wishes()).notes)
