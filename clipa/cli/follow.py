@@ -81,7 +81,7 @@ def _states(runs: Sequence[str], root: Path) -> list[RunStatus]:
 
 
 def _over(found: Sequence[RunStatus]) -> bool:
-    return not any(s.state.is_live for s in found)
+    return not any(s.state.is_live or (s.state is State.UNKNOWN and s.job) for s in found)
 
 
 def _live(runs: Sequence[str], root: Path) -> list[RunStatus]:

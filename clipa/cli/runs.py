@@ -111,7 +111,7 @@ def cancel(runs: SomeRuns, json: Json = False) -> None:
     from clipa.cli import show
     from clipa.launch import control
 
-    found = words.chosen(runs, words.everything(settle=True).statuses)
+    found = words.chosen(runs, words.everything().statuses)
     after = control.cancel(found)
     if json:
         say_document("clipa.runs/1", runs=after)

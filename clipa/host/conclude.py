@@ -134,6 +134,25 @@ def conclude(
     return Conclusion(verdict._replace(outcome="failed", error=why), True)
 
 
+def conclude_unstarted(run: RunDir, plan: Plan, attempt: int, submission: int, error: str) -> Conclusion:
+    """Return the verdict on an attempt that ended before its supervisor started: it counts as any other."""
+    if stop := records.asked_to_cancel(run, submission):
+        return Conclusion(Verdict("cancelled", f"cancelled by {stop.by}"), True)
+    verdict = Verdict("killed", error, retry=True)
+    history = [_trace(run, number) for number in range(submission, attempt)]
+    history.append(trace_of(run, attempt, verdict))
+    limit = plan.limits.max_attempts
+    return Conclusion(*decide(verdict, history, is_last(history, limit), limit))
+
+
+_TELLS = re.compile(r"error:|execve|no such file|not found|denied|cannot|failed|no space|quota", re.IGNORECASE)
+
+
+def telling_line(lines: Sequence[str]) -> str:
+    """Return the last line of a log that names an error, else its last line; empty without one."""
+    return next((line.strip() for line in reversed(lines) if _TELLS.search(line)), lines[-1].strip() if lines else "")
+
+
 def write_end(run: RunDir, attempt: int, writer: str, conclusion: Conclusion) -> None:
     """Record how an attempt ended, with the cause and the line that tells it."""
     verdict, final = conclusion

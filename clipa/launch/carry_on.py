@@ -7,21 +7,25 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from clipa.errors import LaunchError
 from clipa.host import bad_nodes
-from clipa.host.conclude import Doing, conclude, doing_of, write_end
+from clipa.host.children import last_lines
+from clipa.host.conclude import Conclusion, conclude, conclude_unstarted, doing_of, telling_line, write_end
+from clipa.host.decide import Verdict
 from clipa.launch import snapshot
-from clipa.launch.only_one import only_one
-from clipa.launch.submit import submit_slurm
+from clipa.launch.only_one import submit_lock_if_free
+from clipa.launch.submit import UnansweredError, submit_slurm
 from clipa.registry import events, reading, records
-from clipa.registry.jobs import FAILED_LAUNCH, Job, attempt_of, live_of, name_of
+from clipa.registry.jobs import FAILED_LAUNCH, Job, attempt_of, is_of, live_of, name_of
 from clipa.registry.ownership import distrust_run
 from clipa.registry.run_dir import RunDir, run_dirs
 from clipa.registry.scan import Scan
 from clipa.registry.state import Facts, State
 from clipa.slurm import scheduler
 from clipa.slurm.sbatch import Batch, Member
+from clipa.slurm.submission import Submitted
 from clipa.spec.plan import Plan
 
 
@@ -49,15 +53,17 @@ def submit(run: RunDir, plan: Plan, attempt: int, submission: int, after: str = 
     Raises:
         LaunchError: SLURM refused it.
     """
-    job = _submit(batch_of(plan, run, attempt, submission, after))
-    record(run, attempt, job)
-    return job
+    taken = _submit(batch_of(plan, run, attempt, submission, after))
+    record(run, attempt, taken.job, taken.cluster)
+    return taken.job
 
 
-def _submit(batch: Batch) -> str:
-    """Off the nodes that failed their check; where SLURM has no others, on them: it may have been the network."""
+def _submit(batch: Batch) -> Submitted:
+    """Submit a job off the nodes that failed their check; if SLURM has no others, on them: they may be well again."""
     try:
         return submit_slurm(batch)
+    except UnansweredError:
+        raise  # a second job would be worse than none
     except LaunchError:
         if not batch.avoid:
             raise
@@ -79,16 +85,16 @@ def submit_array(plans: Sequence[Plan], members: Sequence[Member], array: str, a
     first = members[0]
     batch = batch_of(plans[0], first.run, first.attempt, first.submission, after)
     lead = max(plan.limits.lead_s for plan in plans)
-    job = _submit(batch._replace(array=array, members=tuple(members), lead_s=lead))
+    taken = _submit(batch._replace(array=array, members=tuple(members), lead_s=lead))
     for member in members:
-        record(member.run, member.attempt, f"{job}_{member.number}")
-    return job
+        record(member.run, member.attempt, f"{taken.job}_{member.number}", taken.cluster)
+    return taken.job
 
 
-def record(run: RunDir, attempt: int, job: str) -> None:
-    """Write down which job has an attempt."""
+def record(run: RunDir, attempt: int, job: str, cluster: str = "") -> None:
+    """Write down which job has an attempt, and on which cluster."""
     writer = events.EventWriter(run, attempt, "submit")
-    writer.write(events.Submitted, job=job, scheduler="slurm")
+    writer.write(events.Submitted, job=job, scheduler="slurm", cluster=cluster)
     writer.close()
 
 
@@ -105,7 +111,7 @@ def submit_successor(run: RunDir, plan: Plan, submission: int, after: str = "") 
     job = submit(run, plan, attempt, submission)
     for child in children_of(run):
         if job_of_child := last_job(child):
-            scheduler.repoint(job_of_child, job, plan.slurm.conf if plan.slurm else "")
+            scheduler.repoint(job_of_child, job, site_of(run, plan))
     return job
 
 
@@ -120,14 +126,32 @@ def children_of(run: RunDir) -> list[RunDir]:
     return found
 
 
-def last_job(run: RunDir) -> str:
-    """SLURM's id of the job that a run was last handed to as."""
-    for attempt in reversed(run.intents()):
+def jobs_of(run: RunDir) -> list[tuple[int, str]]:
+    """Return the attempt and SLURM's id of every job that a run was ever handed to as, oldest first."""
+    found: dict[tuple[int, str], None] = {}
+    for attempt in run.intents():
         said = [*events.read(run.event_file(attempt, "submit")), *events.read(run.event_file(attempt, "supervisor"))]
-        jobs = [event.job for event in said if isinstance(event, events.Submitted | events.Started) and event.job]
-        if jobs:
-            return jobs[-1]
-    return ""
+        for event in said:
+            if isinstance(event, events.Submitted | events.Started) and event.job:
+                found[attempt, event.job] = None
+    return [*found]
+
+
+def last_job(run: RunDir) -> str:
+    """Return SLURM's id of the job that a run was last handed to as; empty for none."""
+    return next((job for _, job in reversed(jobs_of(run))), "")
+
+
+def site_of(run: RunDir, plan: Plan) -> scheduler.Site:
+    """Return the SLURM that took a run's last job."""
+    assert plan.slurm is not None
+    clusters = [
+        event.cluster
+        for attempt in run.intents()
+        for event in events.read(run.event_file(attempt, "submit"))
+        if isinstance(event, events.Submitted) and event.cluster
+    ]
+    return scheduler.site_of_plan(plan.slurm, clusters[-1] if clusters else "")
 
 
 def settle(scan: Scan) -> bool:
@@ -152,20 +176,21 @@ def _settle_one(facts: Facts, jobs: Sequence[Job], states: dict[str, State]) -> 
     assert plan.slurm is not None
     live = live_of(plan.run, jobs, facts.elements)
     if len(live) > 1:
-        scheduler.cancel([job.id for job in _superseded(facts, live)], plan.slurm.conf)
+        for job in _superseded(facts, live):
+            scheduler.cancel([job.id], scheduler.site_of(facts), job.name)
     if not facts.slurm_job:
         found = [job for job in jobs if facts.intent and _is_of(job, facts, facts.intent)]
         if found and facts.intent:
-            record(run, facts.intent.attempt, found[-1].id)
+            record(run, facts.intent.attempt, found[-1].id, scheduler.site_of(facts).cluster)
             return True
         return False
     for held in live:
         if held.reason == FAILED_LAUNCH:
-            scheduler.release(held.id, plan.slurm.conf)
+            scheduler.release(held.id, scheduler.site_of(facts))
     if live or states.get(plan.run) is not State.INTERRUPTED or facts.intent is None:
         return False
-    job = next((job for job in jobs if job.id == facts.slurm_job), None)
-    return _continue(facts, job, states)
+    mine = [job for job in jobs if job.id == facts.slurm_job and is_of(plan.run, job, facts.elements)]
+    return _continue(facts, mine[-1] if mine else None, states)
 
 
 def _is_of(job: Job, facts: Facts, intent: records.Intent) -> bool:
@@ -193,28 +218,64 @@ def _continue(facts: Facts, job: Job | None, states: dict[str, State]) -> bool:
     parent = states.get(plan.parent) if plan.parent else None
     if parent is not None and parent is not State.DONE and not parent.is_live:
         return False  # it waits until that one is brought further
-    doing: Doing = doing_of(job, run.logs(facts.intent.attempt) / "submitit" / f"{facts.slurm_job}_0_log.err")
-    never_began = facts.started == 0.0 or not _has_begun(run, facts.attempt)
-    with only_one(run.path.parent):
+    site = scheduler.site_of(facts)
+    with submit_lock_if_free(run.path.parent) as is_held:
+        if not is_held:
+            return False  # another command is at it; a look never waits
         again = reading.read(run).facts
         if again is None or again.ended is not None or again.intents != facts.intents:
             return False  # another command was quicker, or the run has said its last word meanwhile
-        asked = scheduler.describe_job(facts.slurm_job, plan.slurm.conf if plan.slurm else "")
-        if asked is not None and asked.phase != "over":
+        answer = scheduler.look_up(facts.slurm_job, site)
+        asked = answer.job if answer.job and is_of(plan.run, answer.job, facts.elements) else None
+        if answer.trouble or (asked is not None and asked.phase != "over"):
             return False  # asked now, by its id: two jobs would be worse than a late one
-        if not never_began:
-            conclusion = conclude(run, plan, facts.attempt, facts.intent.submission, doing)
-            write_end(run, facts.attempt, "settle", conclusion)
-            if conclusion.final:
-                return True
-        attempt = max([0, *run.intents(), *run.claimed()]) + 1
-        records.write_intent(run, attempt, facts.intent.submission, "restart")
-        after = last_job(RunDir(run.path.parent / plan.parent)) if parent is not None and parent.is_live else ""
-        submitted = submit(run, plan, attempt, facts.intent.submission, after)
-        for child in children_of(run):
-            if waiting := last_job(child):
-                scheduler.repoint(waiting, submitted, plan.slurm.conf if plan.slurm else "")
+        last, is_final = _conclude(facts, job, answer.restarts if asked else 0)
+        if not is_final:
+            attempt = max([last, *run.intents(), *run.claimed()]) + 1
+            records.write_intent(run, attempt, facts.intent.submission, "restart")
+            after = last_job(RunDir(run.path.parent / plan.parent)) if parent is not None and parent.is_live else ""
+            submitted = submit(run, plan, attempt, facts.intent.submission, after)
+            for child in children_of(run):
+                if waiting := last_job(child):
+                    scheduler.repoint(waiting, submitted, site)
     return True
+
+
+def _conclude(facts: Facts, job: Job | None, restarts: int) -> tuple[int, bool]:
+    """Write how the attempts of a job that is over ended; return the last attempt, and whether none follows.
+
+    Args:
+        facts: of the run.
+        job: what SLURM said of the job, if anything.
+        restarts: how often SLURM requeued the job.
+    """
+    run, plan, intent = RunDir(facts.path), facts.plan, facts.intent
+    assert intent is not None
+    log = run.logs(intent.attempt) / "submitit" / f"{facts.slurm_job}_0_log.err"
+    if facts.started and _has_begun(run, facts.attempt):
+        last, conclusion = facts.attempt, conclude(run, plan, facts.attempt, intent.submission, doing_of(job, log))
+    elif job is not None and job.word == "CANCELLED":
+        return intent.attempt, False  # in the queue, because the job before it did not end well: no attempt was made
+    else:
+        last = intent.attempt + restarts
+        conclusion = _conclude_unstarted(facts, job, log, restarts)
+    write_end(run, last, "settle", conclusion)
+    return last, conclusion.final
+
+
+def _conclude_unstarted(facts: Facts, job: Job | None, log: Path, restarts: int) -> Conclusion:
+    """Return how a job ended whose supervisor never said a word: each of its executions was an attempt.
+
+    The interpreter, a mount, the prolog, a quota: what failed is in the job's own log, and would fail again.
+    """
+    run, plan, intent = RunDir(facts.path), facts.plan, facts.intent
+    assert intent is not None
+    ended = f"ended as {job.word}" if job else "is no longer known to SLURM"
+    said = telling_line(last_lines(log, 40)) or telling_line(last_lines(log.with_suffix(".out"), 40))
+    error = f"SLURM job {facts.slurm_job} {ended} before its supervisor started" + (f": {said}" if said else "")
+    for number in range(intent.attempt, intent.attempt + restarts):
+        write_end(run, number, "settle", Conclusion(Verdict("killed", error, retry=True), False))
+    return conclude_unstarted(run, plan, intent.attempt + restarts, intent.submission, error)
 
 
 def _has_begun(run: RunDir, attempt: int) -> bool:

@@ -57,8 +57,9 @@ def cancel(runs: Sequence[RunStatus], patience: float = PATIENCE_S) -> list[RunS
                 _end(RunDir(Path(status.root) / status.run))
             break
         time.sleep(0.1)
-    end_jobs(roots, wanted)
-    _close_unheld(roots, wanted)
+    unfinished = {run.run for run in runs if run.state is not State.DONE}
+    end_jobs(roots, unfinished)  # a run that looks interrupted may have a job that nobody has listed
+    _close_unheld(roots, unfinished)
     for run in runs:  # a supervisor that was killed left its containers behind
         if run.state is not State.DONE:
             with contextlib.suppress(LaunchError):  # of a plan that cannot be read, nothing more can be said
@@ -127,12 +128,14 @@ def resume(runs: Sequence[RunStatus]) -> list[RunStatus]:
         raise InputError("there is nothing to resume", where=said)
     require_own([Path(run.root) / run.run for run in runs], "resume")
     resumed: list[RunStatus] = []
+    asked = {run.run for run in runs}
     for root in sorted({Path(run.root) for run in runs}):
         with only_one(root):
             for group in sorted({run.group for run in runs if Path(run.root) == root}):
                 everything = [s for s in look([root]).statuses if s.group == group and not s.owner]
-                asked = {run.run for run in runs}
-                first = next(i for i, s in enumerate(everything) if s.run in asked and _resumable(s))
+                first = next((i for i, s in enumerate(everything) if s.run in asked and _resumable(s)), None)
+                if first is None:
+                    continue  # this group is done, or another command has just resumed it
                 again = [s for s in everything[first:] if _resumable(s)]
                 paths = [Path(s.root) / s.run for s in again]
                 require_own(paths, "resume")  # a stranger's run may say that it is of this group
@@ -142,6 +145,8 @@ def resume(runs: Sequence[RunStatus]) -> list[RunStatus]:
                 tasks = create.resume(paths, jobs)
                 create.start(tasks, plans, live=jobs)
                 resumed += again
+    if not resumed:
+        raise InputError("there is nothing to resume: another command was quicker", hint="clipa status")
     return resumed
 
 

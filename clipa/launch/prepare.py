@@ -26,6 +26,7 @@ from clipa.spec.job import Eval, Phase, Recipe
 from clipa.spec.leave import leave
 from clipa.spec.load import LoadedRecipe, anchored
 from clipa.spec.plan import Data, EvalData, Limits, Plan, Weights, World
+from clipa.spec.slurm import Slurm
 from clipa.storage.access import choose, starts
 from clipa.storage.dataset import index
 from clipa.storage.manifest import Manifest
@@ -110,13 +111,40 @@ def prepare(request: Request) -> Prepared:
             steps=0 if isinstance(phase, Eval) else budget.steps_of(phase.samples, phase.batch),
             warmup_steps=0 if isinstance(phase, Eval) else phase.optim.warmup_samples // phase.batch,
             env=dict(cluster.env),
-            slurm=cluster.slurm,
+            slurm=_on_cluster(cluster.slurm),
             trackers=request.trackers,
         )
         plans.append(msgspec.structs.replace(plan, container=pin.with_data(pinned, plan)))
         if not isinstance(phase, Eval):
             init, parent = Weights(ref=f"run:{plan.run}@final", run=plan.run), plan.run
     return Prepared(readable(with_stage(plans, recipe)), shelf.manifests, (*shelf.notes, *notes))
+
+
+def _on_cluster(settings: Slurm | None) -> Slurm | None:
+    """Return the SLURM settings with the cluster that the user's environment names, as sbatch would take it."""
+    named = os.environ.get("SBATCH_CLUSTERS") or os.environ.get("SLURM_CLUSTERS")
+    if settings is None or not named or {"clusters", "cluster"} & {*settings.directives}:
+        return settings
+    return msgspec.structs.replace(settings, directives={**settings.directives, "clusters": named})
+
+
+def require_usable_root(request: Request) -> None:
+    """Refuse a run root that cannot be the folder of SLURM's logs.
+
+    Raises:
+        ConfigError: with the characters that sbatch would replace, or that no batch script can hold.
+    """
+    root = str(request.run_root)
+    if request.cluster.slurm is None:
+        return
+    wrong = ""
+    if "%" in root or "\\" in root:
+        wrong = "sbatch replaces % and \\ in the names of log files"
+    elif not root.isprintable():
+        wrong = "a batch script cannot hold this name (a line break, a control character, or bytes that are not UTF-8)"
+    if wrong:
+        raise ConfigError(f"this run root cannot be used with SLURM: {wrong}", where=root,
+                          hint="CLIPA_RUN_ROOT=FOLDER, or run_root in the profile")  # fmt: skip
 
 
 def _limits(cluster: Cluster, recipe: Recipe, phase: Phase) -> tuple[Limits, Phase, str]:

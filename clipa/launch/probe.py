@@ -25,7 +25,7 @@ from clipa.errors import ClipaError
 from clipa.host import devices
 from clipa.host.meeting import meeting
 from clipa.launch.snapshot import take
-from clipa.slurm import scheduler, site
+from clipa.slurm import scheduler, site, submission
 from clipa.slurm.sbatch import of_site
 from clipa.slurm.site_setup import setup_lines
 from clipa.spec import training_part
@@ -184,7 +184,10 @@ def _send(cluster: Cluster, settings: Slurm, folder: Path, code: Path) -> tuple[
     said = scheduler.command(["sbatch", "--parsable", *flags, str(script)], settings.conf)
     if said.trouble:
         return None, said.trouble
-    job = said.out.strip().partition(";")[0]
+    taken = submission.parse(said.out)
+    if taken is None:
+        return None, f"the answer of sbatch names no job: {said.out.strip()[-200:]}"
+    job, on = taken.job, scheduler.site_of_plan(settings, taken.cluster)
     deadline = time.monotonic() + PROBE_S
     while time.monotonic() < deadline:
         if (folder / "answer").is_file():
@@ -192,13 +195,13 @@ def _send(cluster: Cluster, settings: Slurm, folder: Path, code: Path) -> tuple[
                 return msgspec.json.decode((folder / "answer").read_bytes(), type=Seen), ""
             except msgspec.MsgspecError as error:
                 return None, f"it cannot be read: {error}"
-        found = scheduler.describe_job(job, settings.conf)
+        found = scheduler.describe_job(job, on)
         if found is not None and found.phase == "over" and not (folder / "answer").is_file():
             log = (folder / "log").read_text(errors="replace").strip() if (folder / "log").is_file() else ""
             return None, f"the job ended as {found.word}: {log.splitlines()[-1] if log else 'it has printed nothing'}"
         time.sleep(0.5)
-    found = scheduler.describe_job(job, settings.conf)
-    scheduler.cancel([job], settings.conf)
+    found = scheduler.describe_job(job, on)
+    scheduler.cancel([job], on)
     return (
         None,
         f"job {job} was {found.word if found else 'not listed'} for {PROBE_S:.0f} s ({found.reason if found else ''})",

@@ -14,7 +14,16 @@ from clipa.launch import create, pin, weights
 from clipa.launch.folders import folders
 from clipa.launch.look import look
 from clipa.launch.only_one import only_one
-from clipa.launch.prepare import Prepared, Request, check_init, kind_of, needs_weights, prepare, select_phases
+from clipa.launch.prepare import (
+    Prepared,
+    Request,
+    check_init,
+    kind_of,
+    needs_weights,
+    prepare,
+    require_usable_root,
+    select_phases,
+)
 from clipa.registry import records
 from clipa.registry.ownership import require_own, run_files
 from clipa.registry.run_dir import RunDir
@@ -82,6 +91,7 @@ def settle(
     trackers = defaults.trackers if cluster.trackers is None else cluster.trackers
     request = Request(loaded, cluster, phases, name, init, run_root, cache, defaults.datasets, trackers=trackers)
     check_init(request)
+    require_usable_root(request)
     telling.require_installed(trackers, f"cluster {cluster.name}, or clipa.toml")
     return Settled(request, tuple(notes))
 

@@ -13,6 +13,7 @@ import os
 import shlex
 import shutil
 import subprocess
+import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,8 +28,9 @@ from clipa.host.supervisor import Supervise, Task
 from clipa.interpreter import module_argv, protect
 from clipa.registry.liveness import Identity, identity_of
 from clipa.registry.ownership import UMASK, files_like
-from clipa.slurm import sbatch, scheduler
+from clipa.slurm import sbatch, scheduler, submission
 from clipa.slurm.site_setup import MODULE_VARIABLES
+from clipa.slurm.submission import Submitted
 from clipa.spec.child_environment import child_environment, without_slurm
 from clipa.spec.plan import Record
 
@@ -96,14 +98,19 @@ def _submit_local(tasks: Sequence[Task], folder: Path, minutes: int) -> Identity
     return answer.job
 
 
-def submit_slurm(batch: sbatch.Batch) -> str:
-    """Hand one job, or one array, to SLURM. Returns its id.
+class UnansweredError(LaunchError):
+    """SLURM may have taken a job or not: its answer was lost, and it cannot be asked."""
+
+
+def submit_slurm(batch: sbatch.Batch) -> Submitted:
+    """Hand one job, or one array, to SLURM. Returns its id and its cluster.
 
     Submitit's own `map_array` makes its script with another executor than its own, without our directives; so an array
     is one submission, whose elements find their tasks where those of a single job would.
 
     Raises:
         LaunchError: SLURM refused it, with its own words.
+        UnansweredError: it may have taken it.
     """
     from submitit.core.utils import DelayedSubmission, FailedJobError, FailedSubmissionError
 
@@ -121,24 +128,65 @@ def submit_slurm(batch: sbatch.Batch) -> str:
             if batch.members and not link.is_symlink():
                 link.symlink_to(os.path.relpath(member.folder, batch.folder))
         with files_like(batch.run.path), _only(job_environment(batch)):
-            job = str(executor.submit(task).job_id)
-        _close(batch.folder)
-        return job
+            executor.submit(task)
+        taken: Submitted = executor.answers[-1]
+        return taken
     except (OSError, FailedJobError, FailedSubmissionError) as error:
         said = str(error).strip().splitlines()
         words = [line for line in said if "error:" in line] or said[-1:] or [type(error).__name__]
+        if not isinstance(error, OSError) and (found := _found_all_the_same(batch, str(error))):
+            return found
         raise LaunchError(
             f"SLURM did not take the job: {'; '.join(words)}",
             where=batch.run.id,
-            hint=f"clipa doctor --cluster {batch.plan.cluster}",
+            hint=_CURES.get(next((key for key in _CURES if key in str(error)), ""), "")
+            or f"clipa doctor --cluster {batch.plan.cluster}",
         ) from error
+    finally:
+        _close(batch.folder)
 
 
 def _close(folder: Path) -> None:
     """Keep tasks and scripts, which are executed later and name the environment of the job, to their owner."""
-    for path in folder.iterdir():
+    for path in folder.iterdir() if folder.is_dir() else ():
         if path.suffix in (".pkl", ".sh"):
             path.chmod(0o600)
+
+
+_CURES = {
+    "Invalid job array specification": "scontrol show config | grep MaxArraySize; sweep over fewer points at a time",
+    "AssocMaxSubmitJobLimit": "sacctmgr show assoc shows the limit; submit again when older jobs are over",
+    "QOSMaxSubmitJobPerUserLimit": "sacctmgr show qos shows the limit; submit again when older jobs are over",
+}
+"""What helps against sbatch's own words."""
+
+
+def _found_all_the_same(batch: sbatch.Batch, error: str) -> Submitted | None:
+    """Ask SLURM for the job by its name after trouble with sbatch: a lost or unreadable answer is no refusal.
+
+    Raises:
+        UnansweredError: it is not known whether there is a job.
+    """
+    assert batch.plan.slurm is not None
+    site, name = scheduler.site_of_plan(batch.plan.slurm), str(sbatch.directives(batch)["job-name"])
+    lost = _UNREADABLE in error or submission.may_be_lost(error)
+    trouble = ""
+    for pause in (0.0, 1.0, 2.0, 3.0) if lost else (0.0,):
+        time.sleep(pause)  # the controller may take a job some seconds after sbatch gave up on it
+        jobs, trouble = scheduler.named(name, site)
+        if jobs:
+            return Submitted(jobs[0].id.partition("_")[0] if batch.members else jobs[0].id, site.cluster)
+    if not lost:
+        return None
+    raise UnansweredError(
+        f"SLURM may have taken the job or not: {error.strip().splitlines()[-1] if error.strip() else 'no answer'}"
+        + (f"; {trouble}" if trouble else f"; it lists no job named {name}"),
+        where=batch.run.id,
+        hint=f"clipa status takes the job over when SLURM lists it; squeue --me --name={name}",
+    )
+
+
+_UNREADABLE = "the answer of sbatch names no job"
 
 
 def script(batch: sbatch.Batch) -> str:
@@ -174,8 +222,21 @@ def _only(environment: Mapping[str, str]) -> Iterator[None]:
 def _executor(batch: sbatch.Batch) -> Any:
     """Submitit's executor for one job, with our directives instead of its own."""
     import submitit
+    from submitit.core.utils import FailedSubmissionError
+
+    answers: list[Submitted] = []
+
+    def read(answer: str | bytes) -> str:
+        text = answer if isinstance(answer, str) else answer.decode(errors="replace")
+        found = submission.parse(text)
+        if found is None:
+            raise FailedSubmissionError(f"{_UNREADABLE}: {text.strip()[-200:]}")
+        answers.append(found)
+        return found.job
 
     class Executor(submitit.SlurmExecutor):  # type: ignore[misc]
+        _get_job_id_from_submission_command = staticmethod(read)
+
         @classmethod
         def affinity(cls) -> int:
             return 2  # a dry run needs no srun here; without sbatch a submission says so itself
@@ -189,6 +250,7 @@ def _executor(batch: sbatch.Batch) -> Any:
             return sbatch.assemble(text, sbatch.directives(batch), command)
 
     executor = Executor(folder=batch.folder, max_num_timeout=0, python=shlex.quote(batch.python))
+    executor.answers = answers
     executor.update_parameters(
         job_name=batch.run.id,
         time=batch.plan.limits.time_limit_minutes,

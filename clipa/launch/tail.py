@@ -60,7 +60,7 @@ class Tail:
                 conclude(self.run, self.plan, self.attempt, self.submission, "time", code),
             )
             return DONE if is_done(self.run) else GOES_ON
-        job = scheduler.describe_job(self.job, self.site.conf)
+        job = scheduler.describe_job(self.job, scheduler.Site(self.site.conf))
         doing = doing_of(job, self.log)
         conclusion = conclude(self.run, self.plan, self.attempt, self.submission, doing, code)
         write_end(self.run, self.attempt, "tail", conclusion)
@@ -87,7 +87,7 @@ class Tail:
 
     def asked(self) -> int:
         """SIGTERM came while the step runs: SLURM ends the job, perhaps before the step has saved and left."""
-        doing = doing_of(scheduler.describe_job(self.job, self.site.conf), self.log)
+        doing = doing_of(scheduler.describe_job(self.job, scheduler.Site(self.site.conf)), self.log)
         if doing in ("time", "preempted") and not self._was_sent_back() and not is_done(self.run):
             conclusion = conclude(self.run, self.plan, self.attempt, self.submission, doing)
             if not conclusion.final:
@@ -123,7 +123,7 @@ class Tail:
         """
         if self.site.requeue and not self._on_bad_node():
             self._record("scontrol", why)
-            said = scheduler.requeue(self.job, self.site.conf)
+            said = scheduler.requeue(self.job, scheduler.Site(self.site.conf))
             if not said.trouble or self._is_queued():
                 return
             say(said.trouble, err=True)
@@ -144,7 +144,7 @@ class Tail:
         return any(isinstance(event, events.BadNode) for file in files for event in events.read(file))
 
     def _is_queued(self) -> bool:
-        job: Job | None = scheduler.describe_job(self.job, self.site.conf)
+        job: Job | None = scheduler.describe_job(self.job, scheduler.Site(self.site.conf))
         return job is not None and job.phase in ("queued", "held")
 
 

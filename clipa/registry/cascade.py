@@ -12,7 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from clipa.registry.jobs import Job, Jobs, name_of
+from clipa.registry.hints import hint, with_remote
+from clipa.registry.jobs import NEVER, Job, Jobs, command_for, name_of
 from clipa.registry.liveness import Identity
 from clipa.registry.state import GRACE_S, SILENCE_S, Facts, RunStatus, State
 from clipa.spec.job import TrainPhase
@@ -85,7 +86,7 @@ def reduce(
         recipe=plan.recipe, cluster=plan.cluster,
         root=str(Path(facts.path).parent),
         state=state,
-        why=_with_remote(facts, state, why),
+        why=with_remote(facts, state, why),
         attempt=facts.attempt,
         attempts=len(facts.intents),
         step=step,
@@ -105,7 +106,7 @@ def reduce(
         image_tokens=patches,
         text_tokens=words,
         image_size=pixels,
-        hint=_hint(facts, state),
+        hint=hint(facts, state),
         job=facts.slurm_job,
         cause=ended.cause if ended else "",
         evidence=ended.evidence if ended else "",
@@ -118,19 +119,6 @@ def reduce(
     )  # fmt: skip
 
 
-def _with_remote(facts: Facts, state: State, why: str) -> str:
-    if not state.is_over or facts.remote is None or facts.remote.whole:
-        return why
-    left = f"not all of it is at the URL to publish to: {facts.remote.why or 'nobody knows why'}"
-    return f"{why}; {left}" if why else left
-
-
-def _hint(facts: Facts, state: State) -> str:
-    if state is State.DONE and facts.remote and not facts.remote.whole:
-        return f"python -m clipa.staging.publish {facts.path}"
-    return _HINTS.get(state, "").format(run=facts.plan.run, group=facts.plan.group)
-
-
 def _waited(facts: Facts) -> float | None:
     return max(0.0, facts.started - facts.queued) if facts.started and facts.queued else None
 
@@ -138,15 +126,6 @@ def _waited(facts: Facts) -> float | None:
 def _efficiency(samples: int, speed: float | None, held_s: float) -> float | None:
     return min(1.0, samples / speed / held_s) if speed and held_s else None
 
-
-_HINTS = {
-    State.FAILED: "clipa resume {run}",
-    State.CANCELLED: "clipa resume {run}",
-    State.INTERRUPTED: "clipa resume {run}",
-    # The run that it waits for must be resumed first: the group's name means all that is not done, in order.
-    State.BLOCKED: "clipa resume {group}",
-    State.UNKNOWN: "clipa doctor",
-}
 
 _FINAL = {
     "done": State.DONE,
@@ -267,8 +246,8 @@ def _slurm(case: Case) -> Verdict | None:
     if facts.plan.backend != "slurm" or jobs is None:
         return None
     first = facts.intent.attempt if facts.intent else facts.attempt
-    element = facts.intent.element if facts.intent else None
-    job = jobs.find(facts.slurm_job, name_of(facts.plan.run, first), element)
+    elements = facts.elements if facts.slurm_job or (facts.intent and facts.intent.element) else ()
+    job = jobs.find(facts.slurm_job, facts.plan.run, name_of(facts.plan.run, first), elements)
     if job is not None and not _has_lived_since(case, job, jobs):
         verdict = _of_job(case, job)
         old = case.now - job.t
@@ -278,8 +257,27 @@ def _slurm(case: Case) -> Verdict | None:
     if jobs.trouble:
         return _without_slurm(case, jobs.trouble)
     if facts.slurm_job:
-        return Verdict(State.INTERRUPTED, f"SLURM no longer knows its job {facts.slurm_job}{_worked(facts)}")
+        return _not_listed(case, jobs)
     return _command(case)
+
+
+def _not_listed(case: Case, jobs: Jobs) -> Verdict:
+    """Return the verdict on a job that SLURM's answer lacks, and that no answer says the end of.
+
+    That is no proof of an end: the list may be a site's cached copy, partial, filtered or of another cluster. So there
+    is a grace after the submission, and a job is gone only after several answers without it over some time.
+    """
+    facts = case.facts
+    patience_s = facts.plan.slurm.lost_after_s if facts.plan.slurm else 0.0
+    said = f"SLURM does not list its job {facts.slurm_job}"
+    if jobs.is_gone(facts.slurm_job, case.now, patience_s):
+        return Verdict(State.INTERRUPTED, f"SLURM no longer knows its job {facts.slurm_job}{_worked(facts)}")
+    if case.beat_age is not None and case.beat_age < SILENCE_S:
+        return Verdict(facts.doing, f"{said}, but its heart beats")
+    age = case.now - facts.submitted
+    if facts.holder is None and 0 <= age < patience_s:
+        return _on_its_way(facts, f"submitted {age:,.0f} s ago as SLURM job {facts.slurm_job}, not listed yet")
+    return Verdict(State.UNKNOWN, f"{said}; it counts as gone after {patience_s:,.0f} s without it")
 
 
 def _has_lived_since(case: Case, job: Job, jobs: Jobs) -> bool:
@@ -296,7 +294,11 @@ def _of_job(case: Case, job: Job) -> Verdict:
             again = "; ".join(part for part in (facts.why, asked) if part)
             because = f": {job.reason}" if job.reason not in ("", "None") else ""
             start = f", expected to start {_moment(job.start)}" if job.start else ""
-            return Verdict(State.QUEUED, f"{said}{because}{start}{f' ({again})' if again else ''}")
+            helps = command_for(job.reason, job.id)
+            why = f"{said}{because}{start}{f' ({again})' if again else ''}{f': {helps}' if helps else ''}"
+            if job.reason in NEVER:
+                return Verdict(State.BLOCKED, f"{said} will not start{because}: {helps}")
+            return Verdict(State.WAITING if helps else State.QUEUED, why)
         case "held":
             return Verdict(State.WAITING, f"{said} is held ({job.reason or job.word}): scontrol release {job.id}")
         case "suspended":

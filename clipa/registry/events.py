@@ -23,11 +23,12 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event"):
 class Submitted(Event, frozen=True, kw_only=True, tag="submitted"):
     """The attempt was handed to the scheduler as `job`: locally a pid, whose process the other fields identify (see
     clipa.registry.liveness), so that a job that dies before its first word can be told from one that is slow to start;
-    with `scheduler` "slurm" it is SLURM's job id.
+    with `scheduler` "slurm" it is SLURM's job id, on `cluster` (empty: the default cluster of its configuration).
     """
 
     job: str
     scheduler: str = ""
+    cluster: str = ""
     host: str = ""
     start_ticks: int = 0
     boot_id: str = ""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from clipa.registry import events
 from clipa.registry.events import AnyEvent
@@ -66,7 +66,7 @@ def fold(
         queued=intents[min(intents)].t if intents else 0.0,
         started=min((e.t for e in everything if isinstance(e, events.Started | events.Begun)), default=0.0),
         job=_job(now),
-        slurm_job=_slurm_job(everything, intent.submission if intent else 0, newest),
+        **_handed(everything, intent.submission if intent else 0, newest)._asdict(),
         elements=tuple(i.element for _, i in sorted(intents.items()) if i.element is not None),
         holder=_holder(now, intent),
         stop=stop[-1] if stop else None,
@@ -209,19 +209,27 @@ def _held(said: Sequence[AnyEvent]) -> float:
     return max(0.0, max(event.t for event in said) - min(began)) if began else 0.0
 
 
-def _slurm_job(everything: Iterable[AnyEvent], submission: int, newest: int) -> str:
-    """SLURM's id of the job that has the newest attempt: a requeued one keeps its id, a successor says its own.
+class _Handed(NamedTuple):
+    """SLURM's job of an attempt: its id, its cluster, and when it was submitted (Unix time)."""
+
+    slurm_job: str = ""
+    slurm_cluster: str = ""
+    submitted: float = 0.0
+
+
+def _handed(everything: Iterable[AnyEvent], submission: int, newest: int) -> _Handed:
+    """Return the job that has the newest attempt: a requeued one keeps its id, a successor names its own.
 
     A resume begins a new submission, which has no job until one is named.
     """
-    found = ""
+    found = _Handed()
     for event in everything:
-        named = ""
-        if isinstance(event, events.Submitted):
-            named = event.job if event.scheduler == "slurm" else ""
-        elif isinstance(event, events.Started):
-            named = event.job
-        found = named if named and submission <= event.attempt <= newest else found
+        if not submission <= event.attempt <= newest:
+            continue
+        if isinstance(event, events.Submitted) and event.scheduler == "slurm" and event.job:
+            found = _Handed(event.job, event.cluster, event.t)
+        elif isinstance(event, events.Started) and event.job:
+            found = found._replace(slurm_job=event.job)
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Literal, TypeAlias
 
 from clipa.spec.plan import Record
@@ -44,9 +44,27 @@ WORDS: dict[str, Phase] = {
 
 
 FAILED_LAUNCH = "launch failed requeued held"
-HOLDS = (FAILED_LAUNCH, "job requeued in held state", "JobHeldUser", "JobHeldAdmin")
+HOLDS = (FAILED_LAUNCH, "job requeued in held state", "JobHeldUser", "JobHeldAdmin", "JobHoldMaxRequeue")
 """Reasons (squeue -o %r) with which a pending job waits for somebody to release it. The first is SLURM's own doing: a
 node could not start the job."""
+
+
+NEVER = ("DependencyNeverSatisfied", "BadConstraints", "AccountNotAllowed", "InvalidAccount", "InvalidQOS",
+         "PartitionTimeLimit", "PartitionNodeLimit", "QOSNotAllowed")  # fmt: skip
+"""Reasons with which a pending job will not start by itself, whatever becomes free."""
+
+
+def command_for(reason: str, job: str) -> str:
+    """Return the command that shows or ends what a pending job waits for; empty where it only waits its turn."""
+    if reason in HOLDS:
+        return f"scontrol release {job}"
+    if reason.startswith("QOS"):
+        return "sacctmgr show qos"
+    if reason.startswith("Assoc"):
+        return "sacctmgr show assoc user=$USER"
+    if reason.startswith("ReqNodeNotAvail") or reason in ("Reservation", "ReservationDeleted"):
+        return "scontrol show reservation"
+    return f"scontrol show job {job}" if reason in NEVER else ""
 
 
 class Job(Record, frozen=True, kw_only=True):
@@ -86,21 +104,51 @@ class Element(Record, frozen=True, kw_only=True):
         return f"{job}_{self.index}"
 
 
+class Absence(Record, frozen=True, kw_only=True):
+    """A job that the scheduler did not list: `since` when (Unix time), in so many `answers` in a row."""
+
+    since: float
+    answers: int
+
+
+ABSENCES = 3
+"""Answers in a row without a job before it can count as gone: one may be partial, stale or of another cluster."""
+
+
 class Jobs(Record, frozen=True, kw_only=True):
-    """Answers of one scheduler. `trouble`: why some of them are old or missing; empty: all were asked just now."""
+    """Answers of one scheduler.
+
+    `trouble`: why some of them are old or missing; empty: all were asked just now. `absent`: job id -> for how long a
+    job has been missing from the answers, without any word that it ended.
+    """
 
     jobs: tuple[Job, ...] = ()
     trouble: str = ""
+    absent: dict[str, Absence] = {}
 
-    def find(self, ident: str, name: str = "", element: Element | None = None) -> Job | None:
-        """A job by its id, else the newest one that is not over of that name, or that is this element."""
+    def find(self, ident: str, run: str, name: str = "", elements: Sequence[Element] = ()) -> Job | None:
+        """Return the job of a run by its id and its name; without an id, the newest live one of this name.
+
+        An id alone is not enough: a controller that lost its state gives the same numbers to other jobs.
+
+        Args:
+            ident: SLURM's id; empty where none was recorded.
+            run: the run's id.
+            name: the name under which a job without a recorded id was submitted.
+            elements: the places in job arrays that the run has had; the last one is its newest.
+        """
         found = None
         for job in self.jobs:
-            if ident and job.id == ident:
+            if ident and job.id == ident and is_of(run, job, elements):
                 return job
-            if not ident and job.phase != "over" and (element.of(job) if element else name and job.name == name):
+            if not ident and job.phase != "over" and (elements[-1].of(job) if elements else name and job.name == name):
                 found = job
         return found
+
+    def is_gone(self, ident: str, now: float, patience_s: float) -> bool:
+        """Return True if a job has been missing for so long, in enough answers, that it must have ended."""
+        absence = self.absent.get(ident)
+        return absence is not None and absence.answers >= ABSENCES and now - absence.since >= patience_s
 
 
 def name_of(run: str, attempt: int) -> str:
@@ -108,11 +156,14 @@ def name_of(run: str, attempt: int) -> str:
     return f"clipa-{run}-a{attempt}"
 
 
+def is_of(run: str, job: Job, elements: Collection[Element] = ()) -> bool:
+    """Return True if a job carries the name of this run, or is one of its places in job arrays."""
+    return job.name.startswith(f"clipa-{run}-a") or any(element.of(job) for element in elements)
+
+
 def live_of(run: str, jobs: Iterable[Job], elements: Collection[Element] = ()) -> list[Job]:
     """The jobs of a run that are not over: those of its own name, and the elements that it was."""
-    start = f"clipa-{run}-a"
-    mine = [job for job in jobs if job.name.startswith(start) or any(element.of(job) for element in elements)]
-    return [job for job in mine if job.phase != "over"]
+    return [job for job in jobs if is_of(run, job, elements) and job.phase != "over"]
 
 
 def attempt_of(run: str, job: Job) -> int:

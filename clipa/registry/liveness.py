@@ -65,9 +65,12 @@ def same_process(pid: int, start_ticks: int) -> bool:
 
 def is_stopped(identity: Identity) -> bool:
     """Return whether a process that runs here is stopped by a signal or a debugger."""
-    if is_alive(identity) is not True:
-        return False
-    found = _state_and_start(identity.pid)
+    return is_alive(identity) is True and is_stopped_process(identity.pid)
+
+
+def is_stopped_process(pid: int) -> bool:
+    """Return whether the process with this pid is stopped by a signal or a debugger."""
+    found = _state_and_start(pid)
     return found is not None and found[0] in ("T", "t")
 
 

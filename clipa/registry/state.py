@@ -96,6 +96,8 @@ class Facts(Record, frozen=True, kw_only=True):
         holder: the supervisor that has the attempt, where one has said so.
         job: the process that it was handed to.
         slurm_job: SLURM's id of its job.
+        slurm_cluster: the cluster that took the job; empty: the default one of the configuration.
+        submitted: Unix time at which the job was submitted.
         elements: the places in job arrays of all its attempts, oldest first.
         ended: the final word on the attempt.
         notes: what a person wants to know while it runs.
@@ -113,6 +115,8 @@ class Facts(Record, frozen=True, kw_only=True):
     started: float = 0.0
     job: Identity | None = None
     slurm_job: str = ""
+    slurm_cluster: str = ""
+    submitted: float = 0.0
     elements: tuple[Element, ...] = ()
     holder: Identity | None = None
     stop: Stop | None = None

@@ -13,18 +13,19 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 
 from clipa.registry import local_disk
-from clipa.registry.jobs import Job, Jobs
+from clipa.registry.jobs import Absence, Job, Jobs, is_of
 from clipa.registry.run_dir import write_whole
 from clipa.registry.state import Facts
 from clipa.slurm.nodelist import expand
 from clipa.spec.plan import Record
+from clipa.spec.slurm import Slurm
 
 QUERY_S = 2.0
 """Seconds that a question may take: `clipa status` is not to hang where slurmctld or slurmdbd does."""
@@ -34,6 +35,10 @@ FRESH_S = 1.5
 FORGET_S = 30 * 86400.0
 _SQUEUE = "%i|%T|%r|%S|%j"
 _SACCT = "JobID,State,Start,JobName"
+_FIELD = re.compile(r"(?:^| )(JobName|JobState|Reason|StartTime|Restarts)=(\S*)")
+"""Of `scontrol show job -o`."""
+_ASKED = 8
+"""Jobs that are looked up one by one in one question, so that a look stays quick."""
 _CLEAN = re.compile(r"(?:SLURM|SLURMD|SBATCH|SRUN|SALLOC|SQUEUE|SINFO|SACCT|SCANCEL|PMI|PMIX|SUBMITIT)_")
 _ENV_KEPT = ("SLURM_CONF",)
 
@@ -46,10 +51,34 @@ class Said(NamedTuple):
 
 
 class _Memory(Record, frozen=True, kw_only=True):
-    """What was last heard of one scheduler. `t`: when squeue answered (Unix time)."""
+    """What was last heard of one scheduler. `t`: when squeue answered (Unix time); `absent`: jobs that it lacked."""
 
     t: float = 0.0
     jobs: tuple[Job, ...] = ()
+    absent: dict[str, Absence] = {}
+
+
+class Site(NamedTuple):
+    """Which SLURM is meant: its configuration (empty: this machine's), and a cluster of it (empty: its default)."""
+
+    conf: str
+    cluster: str = ""
+
+    def argv(self, tool: str, *words: str) -> list[str]:
+        """Return the command line of a tool that asks this cluster."""
+        return [tool, *(["-M", self.cluster] if self.cluster else []), *words]
+
+
+def site_of(facts: Facts) -> Site:
+    """Return the SLURM that took a run's job, or that will: a cluster of several is known once it took the job."""
+    assert facts.plan.slurm is not None
+    return site_of_plan(facts.plan.slurm, facts.slurm_cluster)
+
+
+def site_of_plan(settings: Slurm, cluster: str = "") -> Site:
+    """Return the SLURM of a profile; `cluster` is the one that took the job, where that is known."""
+    wanted = settings.directives.get("clusters") or settings.directives.get("cluster")
+    return Site(expanded(settings.conf), cluster or (wanted if isinstance(wanted, str) else ""))
 
 
 def environment(conf: str) -> dict[str, str]:
@@ -89,53 +118,110 @@ def command(argv: Sequence[str], conf: str, limit: float = ACT_S) -> Said:
 
 
 def ask(runs: Sequence[Facts]) -> Mapping[str, Jobs]:
-    """What SLURM says of the jobs of runs: one question for each cluster, however many runs."""
-    wanted: dict[str, list[Facts]] = {}
+    """Return what SLURM says of the jobs of runs: one question for each cluster, however many runs."""
+    wanted: dict[Site, list[Facts]] = {}
     for facts in runs:
         if facts.plan.slurm is not None and facts.ended is None:
-            wanted.setdefault(expanded(facts.plan.slurm.conf), []).append(facts)
+            wanted.setdefault(site_of(facts), []).append(facts)
     answers = {}
-    for conf, mine in wanted.items():
-        jobs = _ask_one(conf, mine)
+    for site, mine in wanted.items():
+        jobs = _ask_one(site, mine)
         answers.update({facts.plan.run: jobs for facts in mine})
     return answers
 
 
 def jobs_of(facts: Facts) -> Jobs:
-    """What SLURM says of the jobs of one run, whether it is over or not."""
-    assert facts.plan.slurm is not None
-    return _ask_one(expanded(facts.plan.slurm.conf), [facts])
+    """Return what SLURM says of the jobs of one run, whether it is over or not."""
+    return _ask_one(site_of(facts), [facts])
 
 
-def _ask_one(conf: str, runs: Sequence[Facts]) -> Jobs:
+def _ask_one(site: Site, runs: Sequence[Facts]) -> Jobs:
     users = sorted({_owner(facts.path) for facts in runs})
-    path = _memory_file(conf, users)
+    path = _memory_file(site, users)
     memory = _recall(path)
     now = time.time()
-    remembered = {job.id for job in memory.jobs}
     # An answer that is older than a job says nothing of it: that it is not listed would look like its end.
-    if 0 <= now - memory.t < FRESH_S and all(f.slurm_job in remembered for f in runs if f.slurm_job):
-        return Jobs(jobs=memory.jobs)
-    said = command(["squeue", "-h", "-a", "-r", "-t", "all", "-u", ",".join(users), "-o", _SQUEUE], conf, QUERY_S)
+    if 0 <= now - memory.t < FRESH_S and not _missing(runs, memory.jobs):
+        return Jobs(jobs=memory.jobs, absent=memory.absent)
+    argv = site.argv("squeue", "-h", "-a", "-r", "-t", "all", "-u", ",".join(users), "-o", _SQUEUE)
+    said = command(argv, site.conf, QUERY_S)
     if said.trouble:
-        return Jobs(jobs=memory.jobs, trouble=said.trouble)
-    listed = {job.id: job for job in parse_squeue(said.out, now)}
-    gone = [facts for facts in runs if facts.slurm_job and facts.slurm_job not in listed]
-    known = {job.id: job for job in memory.jobs if job.phase == "over" and now - job.t < FORGET_S}
-    if missing := [facts for facts in gone if facts.slurm_job not in known]:
-        known |= _ask_accounting(conf, missing, now)
-    jobs = tuple({**known, **listed}.values())
-    _remember(path, _Memory(t=now, jobs=jobs))
-    return Jobs(jobs=jobs)
+        return Jobs(jobs=memory.jobs, trouble=said.trouble, absent=memory.absent)
+    listed = parse_squeue(said.out, now)
+    over = [job for job in memory.jobs if job.phase == "over" and now - job.t < FORGET_S]
+    for source in (_ask_accounting, _ask_controller):
+        if missing := _missing(runs, [*over, *listed]):
+            over += source(site, missing, now)
+    jobs = tuple({(job.id, job.name): job for job in [*over, *listed]}.values())
+    absent = {f.slurm_job: _longer(memory.absent.get(f.slurm_job), now) for f in _missing(runs, jobs)}
+    _remember(path, _Memory(t=now, jobs=jobs, absent=absent))
+    return Jobs(jobs=jobs, absent=absent)
 
 
-def _ask_accounting(conf: str, runs: Sequence[Facts], now: float) -> dict[str, Job]:
-    """What sacct remembers of jobs that squeue no longer lists; nothing where it fails: that is never "failed"."""
+def _missing(runs: Iterable[Facts], jobs: Sequence[Job]) -> list[Facts]:
+    """Return the runs whose recorded job is not among these, by its id and its name."""
+    named = {(job.id, job.name): job for job in jobs}
+    by_id: dict[str, list[Job]] = {}
+    for job in named.values():
+        by_id.setdefault(job.id, []).append(job)
+
+    def is_there(facts: Facts) -> bool:
+        return any(is_of(facts.plan.run, job, facts.elements) for job in by_id.get(facts.slurm_job, ()))
+
+    return [facts for facts in runs if facts.slurm_job and not is_there(facts)]
+
+
+def _longer(absence: Absence | None, now: float) -> Absence:
+    """Return an absence with one answer more."""
+    if absence is None or now < absence.since:  # the clock was set back: count anew
+        return Absence(since=now, answers=1)
+    return Absence(since=absence.since, answers=absence.answers + 1)
+
+
+def _ask_accounting(site: Site, runs: Sequence[Facts], now: float) -> list[Job]:
+    """Return what sacct remembers of jobs that squeue does not list; nothing where it fails: that is no end."""
     since = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(min(f.queued or now for f in runs) - 3600))
     ids = ",".join(sorted({facts.slurm_job for facts in runs}))
-    said = command(["sacct", "-X", "-n", "-P", "-D", "-S", since, "-j", ids, "-o", _SACCT], conf, QUERY_S)
+    argv = site.argv("sacct", "-X", "-n", "-P", "-D", "-S", since, "-j", ids, "-o", _SACCT)
+    said = command(argv, site.conf, QUERY_S)
     # The newest record of a requeued job comes last. A job that is not over is one that slurmdbd is late with.
-    return {job.id: job for job in parse_sacct(said.out, now) if job.phase == "over"} if not said.trouble else {}
+    return [job for job in parse_sacct(said.out, now) if job.phase == "over"] if not said.trouble else []
+
+
+def _ask_controller(site: Site, runs: Sequence[Facts], now: float) -> list[Job]:
+    """Return what the controller says of jobs that squeue does not list, of the first `_ASKED` of them.
+
+    Sites put a cache before squeue; few do before scontrol.
+    """
+    found = []
+    for facts in runs[:_ASKED]:
+        answer = look_up(facts.slurm_job, site, QUERY_S)
+        if answer.trouble:
+            break  # it does not answer: the others are not asked for as long each
+        found += [answer.job] if answer.job else []
+    return found
+
+
+class Answer(NamedTuple):
+    """What the controller said of one job: the job, or None for an id that it does not know; or why there is none."""
+
+    job: Job | None
+    trouble: str = ""
+    restarts: int = 0
+
+
+def look_up(ident: str, site: Site, limit: float = ACT_S) -> Answer:
+    """Ask the controller for one job by its id."""
+    said = command(site.argv("scontrol", "show", "job", "-o", ident), site.conf, limit)
+    if said.trouble:
+        return Answer(None) if "invalid job id" in said.trouble.lower() else Answer(None, said.trouble)
+    fields = dict(_FIELD.findall(said.out.partition("\n")[0]))
+    if "JobState" not in fields:
+        return Answer(None, "scontrol gave an answer that cannot be read")
+    job = _job(ident, fields["JobState"], fields.get("Reason", ""), fields.get("StartTime", ""),
+               fields.get("JobName", ""), "scontrol", time.time())  # fmt: skip
+    restarts = fields.get("Restarts", "0")
+    return Answer(job, restarts=int(restarts) if restarts.isdecimal() else 0)
 
 
 def parse_squeue(text: str, now: float) -> list[Job]:
@@ -201,8 +287,8 @@ def _owner(path: str) -> str:
         return _user(str(os.getuid()))
 
 
-def _memory_file(conf: str, users: Sequence[str]) -> Path | None:
-    key = "\0".join([conf, os.environ.get("SLURM_CONF", ""), *users])
+def _memory_file(site: Site, users: Sequence[str]) -> Path | None:
+    key = "\0".join([*site, os.environ.get("SLURM_CONF", ""), *users])
     with contextlib.suppress(OSError, RuntimeError):
         return local_disk.cache_folder() / f"slurm-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
     return None
@@ -221,30 +307,43 @@ def _remember(path: Path | None, memory: _Memory) -> None:
             write_whole(path, msgspec.json.encode(memory))
 
 
-def describe_job(ident: str, conf: str) -> Job | None:
-    """One job, asked now; None when that is not to be had."""
-    said = command(["squeue", "-h", "-r", "-t", "all", "-j", ident, "-o", _SQUEUE], conf)
+def describe_job(ident: str, site: Site) -> Job | None:
+    """Return one job, asked now by its id; None when that is not to be had."""
+    said = command(site.argv("squeue", "-h", "-r", "-t", "all", "-j", ident, "-o", _SQUEUE), site.conf)
     return next((job for job in parse_squeue(said.out, time.time()) if job.id == ident), None)
 
 
-def requeue(ident: str, conf: str) -> Said:
+def named(name: str, site: Site) -> tuple[list[Job], str]:
+    """Return the jobs of a name that are not over, asked now, and why that is not to be had (else empty)."""
+    said = command(site.argv("squeue", "-h", "-a", "-r", "-n", name, "-o", _SQUEUE), site.conf)
+    found = [job for job in parse_squeue(said.out, time.time()) if job.name == name and job.phase != "over"]
+    return found, said.trouble
+
+
+def requeue(ident: str, site: Site) -> Said:
     """Put a job back into the queue, under the same id."""
-    return command(["scontrol", "requeue", ident], conf)
+    return command(site.argv("scontrol", "requeue", ident), site.conf)
 
 
-def cancel(idents: Sequence[str], conf: str) -> Said:
-    """End jobs."""
-    return command(["scancel", "--quiet", *idents], conf) if idents else Said("")
+def cancel(idents: Sequence[str], site: Site, name: str = "") -> Said:
+    """End jobs by their ids, and by their name where one is given: an id must then belong to a job of that name.
+
+    Without ids, all jobs of this user with this name are ended.
+    """
+    if not idents and not name:
+        return Said("")
+    return command(site.argv("scancel", "--quiet", *([f"--name={name}"] if name else []), *idents), site.conf)
 
 
-def release(ident: str, conf: str) -> Said:
+def release(ident: str, site: Site) -> Said:
     """Let a held job go on."""
-    return command(["scontrol", "release", ident], conf)
+    return command(site.argv("scontrol", "release", ident), site.conf)
 
 
-def repoint(child: str, parent: str, conf: str) -> Said:
+def repoint(child: str, parent: str, site: Site) -> Said:
     """Have a pending job wait for another one."""
-    return command(["scontrol", "update", f"jobid={child}", f"dependency=afterok:{parent}"], conf)
+    argv = site.argv("scontrol", "update", f"jobid={child}", f"dependency=afterok:{parent}")
+    return command(argv, site.conf)
 
 
 def test_only(script: Path, conf: str) -> Said:

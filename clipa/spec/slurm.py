@@ -62,6 +62,7 @@ class Slurm(Struct, frozen=True, kw_only=True):
         requeue: whether jobs may be requeued; where not, a successor is submitted.
         grace_s: seconds between a preemption's warning and its kill (GraceTime of the partition). 0: not known.
         write_mb_s: what one process writes to the run root, in MB/s: how long a checkpoint takes.
+        lost_after_s: a job that SLURM's answers lack, without a word that it ended, counts as gone after so long.
         total_hours: a run that has held nodes for longer in all is not tried again.
         bad_node_hours: for so long a node that failed its check is excluded.
         allreduce_s: patience of the small all-reduce across the nodes before the ranks start. 0: none.
@@ -98,6 +99,7 @@ class Slurm(Struct, frozen=True, kw_only=True):
     requeue: bool = True
     grace_s: int = 0
     write_mb_s: float = 200.0
+    lost_after_s: float = 120.0
     total_hours: float = 28 * 24.0
     bad_node_hours: float = 12.0
     allreduce_s: int = 120
@@ -116,6 +118,8 @@ class Slurm(Struct, frozen=True, kw_only=True):
         require(0 <= self.grace_s <= 10**6, f"grace_s must be 0..1000000, got {self.grace_s}")
         require(0 < self.write_mb_s <= 1e9, f"write_mb_s must be > 0 and at most 1e9, got {self.write_mb_s}")
         require(0 < self.total_hours <= 1e6, f"total_hours must be > 0 and at most 1e6, got {self.total_hours}")
+        lost = self.lost_after_s
+        require(0 < lost <= 86_400, f"lost_after_s must be above 0 and at most 86400, got {lost}")
         require(0 <= self.allreduce_s <= 3600, f"allreduce_s must be 0..3600 (0: none), got {self.allreduce_s}")
         require(0 <= self.bad_node_hours <= 1e6, f"bad_node_hours must be 0..1e6, got {self.bad_node_hours}")
 

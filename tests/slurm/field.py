@@ -29,6 +29,7 @@ cache = "{folder}/cache"
 conf = "{conf}"
 time = "00:30:00"
 partition = "{partition}"
+lost_after_s = 5
 cpus = 1
 mem = "100M"
 {table}

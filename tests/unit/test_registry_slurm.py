@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from clipa.registry.cascade import reduce
-from clipa.registry.jobs import WORDS, Job, Jobs
+from clipa.registry.jobs import WORDS, Absence, Job, Jobs
 from clipa.registry.run_dir import RunDir
 from clipa.registry.scan import read
 from clipa.registry.state import Facts, RunStatus, State
@@ -39,6 +39,9 @@ def status(facts: Facts, jobs: Jobs | None, beat: float | None = 1.0, parent: St
 
 
 NONE = Jobs()
+GONE = Jobs(absent={"7": Absence(since=NOW - 121, answers=3)})
+RECYCLED = Jobs(jobs=(Job(id="7", name="other", word="FAILED", t=NOW),))
+JUST_NOW: list[dict[str, Any]] = [{**SUBMITTED[0], "t": NOW - 5}]
 SILENT = Jobs(trouble="squeue did not answer within 2 s")
 DONE, BAD = State.DONE, State.FAILED
 
@@ -65,7 +68,17 @@ DONE, BAD = State.DONE, State.FAILED
         (SUBMITTED, job("CANCELLED"), None, BAD, State.BLOCKED, "r0 is not done"),
         (SUBMITTED, job("CANCELLED", "DependencyNeverSatisfied"), None, DONE, State.INTERRUPTED, "CANCELLED"),
         (SUBMITTED, job("CANCELLED"), None, State.RUNNING, State.INTERRUPTED, "while r0 is not done"),
-        (BEGUN, NONE, 1.0, DONE, State.INTERRUPTED, "no longer knows its job 7"),
+        (BEGUN, NONE, 1.0, DONE, State.RUNNING, "does not list its job 7, but its heart beats"),
+        (BEGUN, NONE, 999.0, DONE, State.UNKNOWN, "counts as gone after 120 s"),
+        (BEGUN, GONE, 1.0, DONE, State.INTERRUPTED, "no longer knows its job 7"),
+        (JUST_NOW, NONE, None, DONE, State.QUEUED, "not listed yet"),
+        (SUBMITTED, NONE, None, DONE, State.UNKNOWN, "does not list its job 7"),
+        (SUBMITTED, job("PENDING", "JobHoldMaxRequeue"), None, DONE, State.WAITING, "scontrol release 7"),
+        (SUBMITTED, job("PENDING", "DependencyNeverSatisfied"), None, DONE, State.BLOCKED, "will not start"),
+        (SUBMITTED, job("PENDING", "QOSMaxJobsPerUserLimit"), None, DONE, State.WAITING, "sacctmgr show qos"),
+        (SUBMITTED, job("PENDING", "AssocGrpGRES"), None, DONE, State.WAITING, "sacctmgr show assoc"),
+        (SUBMITTED, job("PENDING", "ReqNodeNotAvail, May be reserved"), None, DONE, State.WAITING, "show reservation"),
+        (JUST_NOW, RECYCLED, None, DONE, State.QUEUED, "not listed yet"),
         (BEGUN, SILENT, 1.0, DONE, State.RUNNING, "did not answer"),
         (BEGUN, SILENT, 999.0, DONE, State.UNKNOWN, "did not answer"),
         (SUBMITTED, SILENT, None, DONE, State.UNKNOWN, "SLURM job 7"),

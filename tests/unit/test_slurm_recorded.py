@@ -57,7 +57,7 @@ def test_the_queue(folder: Path) -> None:
 def test_an_orphan_is_found_and_asked_for_by_its_id(folder: Path) -> None:
     jobs = Jobs(jobs=tuple(scheduler.parse_squeue(_read(folder, "squeue"), 1.0)))
     element = Element(array="clipa-s-pretrain-a1", index=3)
-    found = jobs.find("", "clipa-s-03-pretrain-a1", element)
+    found = jobs.find("", "s-03-pretrain", "clipa-s-03-pretrain-a1", [element])
     assert found is not None
     assert live_of("s-03-pretrain", jobs.jobs, [element]) == [found]
     (one,) = scheduler.parse_squeue(_read(folder, "squeue-one"), 1.0)
