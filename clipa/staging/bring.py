@@ -22,7 +22,7 @@ from clipa.staging.receipt import Receipts
 from clipa.staging.stage import RESUMABLE, make_room_in_cache
 from clipa.storage import fast
 from clipa.storage import manifest as manifests
-from clipa.storage.dataset import index, listed, publish_manifest, require_safe
+from clipa.storage.dataset import by_content, index, listed, publish_manifest, require_safe
 from clipa.storage.leave import ends_at_once
 from clipa.storage.manifest import Manifest
 from clipa.storage.store import Store
@@ -131,6 +131,7 @@ def _index(request: errand.Index, teller: _Teller) -> None:
     journal = Path(request.journal) / f"{word}.jsonl"
     if request.scan:
         manifest, read = census.scanned(store, manifest, journal, teller.tick)
+    manifest = by_content(store, manifest, teller.tick)
     publish_manifest(store, manifest)
     census.forget(journal)
     say(

@@ -9,7 +9,9 @@ import msgspec
 
 from clipa.errors import InputError, StorageError
 from clipa.spec.cluster import Dataset
+from clipa.storage import local_digest
 from clipa.storage import manifest as manifests
+from clipa.storage.digest import pinned
 from clipa.storage.manifest import Manifest, Shard
 from clipa.storage.store import Entry, Store
 
@@ -17,8 +19,11 @@ from clipa.storage.store import Entry, Store
 def index(source: Dataset, opened: Store | None = None) -> Manifest:
     """The shards of a dataset: from the `manifest.json` beside them, checked against the listing, or listed.
 
+    Every shard has a digest, or the store's own word for its version. Local shards without a digest are read for one,
+    once.
+
     Raises:
-        InputError: no shards there, or a manifest that does not fit the shards.
+        InputError: no shards there, or a manifest that does not fit the shards, or cannot be held against them.
         StorageError: the store does not answer.
     """
     store = opened or Store(source)
@@ -38,7 +43,20 @@ def index(source: Dataset, opened: Store | None = None) -> Manifest:
             allowed="webdataset shards, *.tar",
             hint=f"found: {seen}",
         )
-    return Manifest(url=store.url, shards=tuple(shards))
+    return by_content(store, Manifest(url=store.url, shards=tuple(shards)))
+
+
+def by_content(store: Store, manifest: Manifest, tick: local_digest.Tick | None = None) -> Manifest:
+    """Return a manifest that is the same wherever its bytes are: no path and no modification time of local files.
+
+    Raises:
+        StorageError: a local shard cannot be read.
+    """
+    if store.local_folder is None:
+        return manifest
+    return msgspec.structs.replace(
+        manifest, shards=local_digest.with_digests(store.local_folder, manifest.shards, tick)
+    )
 
 
 def listed(store: Store, doubt: bool = False) -> tuple[Manifest, list[str]]:
@@ -61,17 +79,20 @@ def listed(store: Store, doubt: bool = False) -> tuple[Manifest, list[str]]:
         require_safe(entry.name)
         row = Shard(name=entry.name, size=entry.size, version=entry.version, digest=entry.digest)
         before = known.get(entry.name)
-        if (
-            before
-            and before.size == entry.size
-            and before.version == (entry.version if before.version or doubt else "")
-        ):
+        if before and before.size == entry.size and _is_same(store, entry, before, doubt):
             row = before
         shards.append(row)
     if not shards:
         seen = ", ".join(entry.name for entry in entries[:5]) or "nothing"
         raise InputError("no shards here", where=store.url, allowed="webdataset shards, *.tar", hint=f"found: {seen}")
     return Manifest(url=store.url, shards=tuple(shards)), [entry.name for entry in entries]
+
+
+def _is_same(store: Store, entry: Entry, before: Shard, doubt: bool) -> bool:
+    """Whether a row of an earlier manifest is still about the bytes that are there now."""
+    if store.local_folder is not None and local_digest.has_content_digest(before):
+        return local_digest.is_current(store.local_folder, before)
+    return before.version == (entry.version if before.version or doubt else "")
 
 
 def _shard(store: Store, name: str, entry: Entry | None, listed: Shard | None) -> Shard:
@@ -87,7 +108,18 @@ def _shard(store: Store, name: str, entry: Entry | None, listed: Shard | None) -
             where=where,
             hint="the shard was changed or cut: write the dataset again, or delete the manifest",
         )
-    return listed
+    if store.local_folder is None and listed.version != entry.version and not _is_verifiable(listed):
+        raise InputError(
+            f"{name} has version {entry.version}, the manifest says {listed.version}, and it has no digest to tell "
+            "whether the bytes are the same",
+            where=where,
+            hint=f"clipa data index {store.url} --scan, here or where the shards were copied from",
+        )
+    return listed if listed.pin else msgspec.structs.replace(listed, version=entry.version, digest=entry.digest)
+
+
+def _is_verifiable(row: Shard) -> bool:
+    return not row.version or bool(row.sha256 or row.digest or pinned(row).kind)
 
 
 def beside(store: Store) -> dict[str, Shard]:

@@ -103,6 +103,11 @@ class Store:
             ) from error
 
     @property
+    def local_folder(self) -> Path | None:
+        """The folder on this machine's file systems that the URL means; None for any other store."""
+        return Path(self._root) if self.scheme == "file" else None
+
+    @property
     def bucket(self) -> str:
         """The bucket or container, as fsspec sees it: the first part of the path."""
         return self._root.partition("/")[0]

@@ -155,7 +155,7 @@ def test_a_shard_that_was_rewritten_since_the_plan_is_refused(tmp_path: Path, bu
     write_shards(Store(bucket), 1, 100)
     pinned = index(bucket)
     Store(bucket).write("0.tar", b"y" * 100)
-    with pytest.raises(StorageError, match="changed"):
+    with pytest.raises(StorageError, match="not what was pinned"):
         stage(pinned, bucket, str(tmp_path / "cache"))
     assert not (staged_folder(str(tmp_path / "cache"), pinned.digest) / "0.tar").exists()
 

@@ -11,9 +11,10 @@ import pytest
 
 from clipa.errors import ClipaError, InputError, StorageError
 from clipa.spec.cluster import Dataset
+from clipa.storage import local_digest, patience
 from clipa.storage import manifest as manifests
-from clipa.storage import patience
 from clipa.storage.dataset import index, publish_manifest, require_safe, side_file
+from clipa.storage.local_digest import LocalDigests
 from clipa.storage.manifest import Manifest, Shard
 from clipa.storage.store import Store
 
@@ -158,7 +159,6 @@ def test_a_shard_that_changes_changes_the_digest(tmp_path: Path) -> None:
     path.write_bytes(b"abc")
     before = index(Dataset(url=str(tmp_path))).digest
     path.write_bytes(b"abd")
-    os.utime(path, ns=(1, 1))
     assert index(Dataset(url=str(tmp_path))).digest != before
 
 
@@ -168,6 +168,42 @@ def test_same_name_size_and_time_in_two_folders_are_two_datasets(tmp_path: Path)
         (tmp_path / folder / "0.tar").write_bytes(folder.encode())
         os.utime(tmp_path / folder / "0.tar", (9, 9))
     assert index(Dataset(url=f"{tmp_path}/a")).digest != index(Dataset(url=f"{tmp_path}/b")).digest
+
+
+def test_the_same_bytes_in_two_folders_are_one_dataset(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "0.tar").write_bytes(b"abc")
+        os.utime(tmp_path / folder / "0.tar", (len(folder), ord(folder)))
+    first, second = index(Dataset(url=f"{tmp_path}/a")), index(Dataset(url=f"{tmp_path}/b"))
+    assert first.digest == second.digest
+    assert first.shards[0].pin.startswith("xxh3:")
+
+
+@pytest.mark.parametrize("version", ["1700000000.5 /old/place/0.tar", "d41d8cd98f00b204e9800998ecf8427e-3"])
+def test_a_copied_local_manifest_that_pins_no_bytes_is_pinned_by_the_bytes(tmp_path: Path, version: str) -> None:
+    (tmp_path / "0.tar").write_bytes(b"abc")
+    _manifest(Store(str(tmp_path)), Shard(name="0.tar", size=3, version=version, samples=2))
+    found = index(Dataset(url=str(tmp_path)))
+    assert (found.shards[0].version, found.shards[0].pin[:5], found.samples) == ("", "xxh3:", 2)
+
+
+def test_a_version_that_cannot_be_held_against_a_store_is_refused_with_the_cure() -> None:
+    store = Store("memory://copied")
+    store.write("0.tar", b"abc")
+    _manifest(store, Shard(name="0.tar", size=3, version="of another store"))
+    with pytest.raises(InputError, match="data index"):
+        index(Dataset(url="memory://copied"))
+
+
+def test_a_remembered_digest_is_of_the_file_as_it_is_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_digest, "_YOUNG_NS", -1)
+    (tmp_path / "0.tar").write_bytes(b"abc")
+    first = index(Dataset(url=str(tmp_path)))
+    assert LocalDigests(tmp_path).known("0.tar") == first.shards[0].digest.removeprefix("xxh3:")
+    (tmp_path / "0.tar").write_bytes(b"abd")
+    assert LocalDigests(tmp_path).known("0.tar") == ""
+    assert index(Dataset(url=str(tmp_path))).digest != first.digest
 
 
 def test_side_files(url: str) -> None:
