@@ -279,7 +279,8 @@ def results(found: Sequence[RunStatus]) -> None:
     if not all(s.state.value == "DONE" for s in found):
         return  # what is wrong, and its command, is said behind this
     out.print("try next:")
-    for command in (f"clipa runs show {found[-1].run}", f"clipa logs {found[0].run}", "clipa plan demo"):
+    commands = [f"clipa runs show {found[-1].run}", f"clipa logs {found[0].run}"]
+    for command in [*commands, *(["clipa plan demo"] if found[0].recipe == "demo" else [])]:
         out.print(f"  {command}", soft_wrap=True)
 
 

@@ -24,7 +24,7 @@ _WORK_S = 24 * 3600
 _CURES = (
     "1. the daemon does not run: sudo systemctl start docker",
     "2. this user may not use it: sudo usermod -aG docker $USER, then log in again",
-    "3. it is somewhere else: export DOCKER_HOST=unix:///run/user/UID/docker.sock (rootless), or ssh://HOST",
+    "3. it is somewhere else: export DOCKER_HOST=unix:///run/user/UID/docker.sock (rootless), or tcp://HOST:2376 (TLS)",
 )
 
 P = ParamSpec("P")

@@ -157,7 +157,7 @@ def _contradictions(card: Card, state: Mapping[str, torch.Tensor]) -> list[str]:
         f"{name} has {len(state[name])} positions, the configuration's {key} means {length}: they are resized, "
         "and features change; correct the configuration if it is wrong"
         for name, key, length in lengths
-        if len(state[name]) != length
+        if state[name].ndim and len(state[name]) != length  # a single number is refused by its shape, later
     ]
 
 

@@ -11,6 +11,7 @@ from typing import Literal
 import msgspec
 
 from clipa.errors import LaunchError
+from clipa.registry.disk_errors import is_disk_error
 from clipa.registry.jobs import Element
 from clipa.registry.liveness import Identity, own_identity
 from clipa.registry.run_dir import RunDir, write_whole
@@ -91,14 +92,17 @@ def write_stop(run: RunDir, attempt: int, why: str) -> None:
 
 
 def read_stop(run: RunDir, attempt: int) -> Stop | None:
-    """The request to stop an attempt; a file that cannot be read is a request all the same (somebody typed `touch`)."""
+    """Return the request to stop an attempt; None without one.
+
+    A file that this user cannot read is a request all the same (somebody typed `touch`); a disk that fails is none.
+    """
     path = run.stop_file(attempt)
     try:
         return decode_stop(path.read_bytes())
     except FileNotFoundError:
         return None
-    except OSError:
-        return decode_stop(b"")
+    except OSError as error:
+        return None if is_disk_error(error) else decode_stop(b"")
 
 
 def decode_stop(raw: bytes) -> Stop:

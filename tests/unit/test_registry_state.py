@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -253,3 +254,18 @@ def test_find(tmp_path: Path) -> None:
     assert len(find(statuses, str(tmp_path / "20260101-000000-aaaa-pretrain"))) == 1
     with pytest.raises(UnknownRun, match="hint"):
         find(statuses, "nosuch")
+
+
+def test_a_stop_file_on_a_failing_disk_is_no_request_to_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = make(tmp_path, [])
+
+    def fail(error: int) -> None:
+        def read_bytes(path: Path) -> bytes:
+            raise OSError(error, "made up", str(path))
+
+        monkeypatch.setattr(Path, "read_bytes", read_bytes)
+
+    fail(errno.EIO)
+    assert records.read_stop(run, 1) is None
+    fail(errno.EACCES)
+    assert records.read_stop(run, 1) is not None
