@@ -108,7 +108,7 @@ def leave(code: int) -> NoReturn:
 def _open(run: RunDir, attempt: int, kinds: Sequence[str]) -> Session:
     try:
         plan = plans.decode(run.plan.read_bytes())
-    except (OSError, msgspec.MsgspecError) as error:
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise InputError(f"not a run: {error}", where=str(run.plan)) from error
     if plan.kind not in kinds:
         raise InputError(f"this is a plan of {plan.kind}", where=str(run.plan), allowed=", ".join(kinds))

@@ -87,7 +87,7 @@ def verify(path: Path) -> Found:
                 raise TrainError(f"the checkpoint's {name} is not what was written", where=str(path))
         card = cards.decode((path / cards.CARD_NAME).read_bytes())
         return Found(path, card, files[cards.WEIGHTS_NAME].sha256)
-    except (OSError, KeyError, msgspec.MsgspecError) as error:
+    except (OSError, KeyError, ValueError, msgspec.MsgspecError) as error:  # ValueError: no UTF-8, or a NUL in a name
         raise TrainError(f"the checkpoint cannot be used: {error}", where=str(path)) from error
 
 

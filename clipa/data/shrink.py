@@ -147,7 +147,7 @@ def _begun(new: Store, manifest: Manifest, about: About) -> list[Receipt]:
             return None
         try:
             found = msgspec.json.decode(new.read(receipt_name(shard.name)), type=Receipt)
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, UnicodeDecodeError):
             return None
         entry = there[shard.name]
         return found if (found.shard.size, found.shard.version) == (entry.size, entry.version) else None
@@ -166,7 +166,7 @@ def _listed(new: Store) -> list[Entry]:
 def _require_same(new: Store, about: About) -> None:
     try:
         before = msgspec.json.decode(new.read(_ABOUT), type=About)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise InputError(f"not written by clipa data shrink ({error})", where=f"{new.url}/{_ABOUT}") from error
     named = {
         "source": "from another place",

@@ -64,7 +64,7 @@ def written(run: RunDir, step: int, name: str, size: int, weights: str) -> Writt
     for path in run.evals.glob(f"*-{step:09d}-{name}-{size}.json"):
         try:
             found = msgspec.json.decode(path.read_bytes(), type=Written)
-        except (OSError, msgspec.MsgspecError):
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
             continue
         if found.weights == weights and found.set == name:
             return found

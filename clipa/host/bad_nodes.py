@@ -87,7 +87,7 @@ def known(root: Path, hours: float) -> list[str]:
     for path in sorted((root / FOLDER).glob("*.json")):
         try:
             node = msgspec.json.decode(path.read_bytes(), type=BadNode)
-        except (OSError, msgspec.MsgspecError):
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
             continue
         if time.time() - node.t < hours * 3600:
             found.append(node.name)
@@ -106,7 +106,7 @@ def at_fault(run: RunDir, out: Path, nodes: Sequence[str], error: str, log: even
     """
     try:
         report = msgspec.json.decode(out.read_bytes().strip().splitlines()[-1], type=Report)
-    except (OSError, IndexError, msgspec.MsgspecError):
+    except (OSError, IndexError, msgspec.MsgspecError, UnicodeDecodeError):
         report = Report(why=error)
     named = {nodes[number]: why for number, why in report.bad.items() if 0 <= number < len(nodes)}
     for name, why in named.items():

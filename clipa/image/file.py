@@ -52,7 +52,7 @@ def read(file: Path) -> Exported | None:
     """The record of an exported file; None where there is none that can be read."""
     try:
         return msgspec.json.decode(sidecar(file).read_bytes(), type=Exported)
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
         return None
 
 

@@ -152,7 +152,7 @@ def _token(asked: _Asked, words: dict[str, str], login: Login | None) -> str:
         raise _refused(asked.reference, answer)
     try:
         found = msgspec.json.decode(answer.content, type=_Token)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError):
         found = _Token()
     if not (found.token or found.access_token):
         raise InputError("the registry's server of tokens gives none", where=url)

@@ -193,7 +193,7 @@ def _send(cluster: Cluster, settings: Slurm, folder: Path, code: Path) -> tuple[
         if (folder / "answer").is_file():
             try:
                 return msgspec.json.decode((folder / "answer").read_bytes(), type=Seen), ""
-            except msgspec.MsgspecError as error:
+            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
                 return None, f"it cannot be read: {error}"
         found = scheduler.describe_job(job, on)
         if found is not None and found.phase == "over" and not (folder / "answer").is_file():

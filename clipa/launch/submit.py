@@ -87,7 +87,7 @@ def _submit_local(tasks: Sequence[Task], folder: Path, minutes: int) -> Identity
     process.wait(timeout=_ANSWER_S)
     try:
         answer = msgspec.json.decode(line, type=Answer)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError):
         answer = Answer(error="it left without an answer")
     if answer.job is None:
         raise LaunchError(

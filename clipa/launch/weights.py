@@ -84,7 +84,7 @@ def check(weights: Weights, model: Model, run_root: Path) -> None:
     raw = _card_bytes(weights, run_root)
     try:
         card = cards.decode(raw)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise ConfigError(f"the checkpoint's card cannot be read: {error}", where=weights.ref) from error
     cards.require_same_model(model, card.model, weights.ref)
 

@@ -95,7 +95,7 @@ def _known(root: Store, stamp: _Stamp, maker: Maker) -> dict[str, Split] | None:
         if not all(root.exists(name) for name in names.values()):
             return None
         return {split: _described(split, manifests.decode(root.read(name)), maker) for split, name in names.items()}
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError):
         return None
 
 

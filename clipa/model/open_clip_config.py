@@ -116,7 +116,7 @@ def decode(raw: bytes, where: str) -> Config:
         table = table if "model_cfg" in table else {"model_cfg": table}
         _refuse_unknown(table["model_cfg"], ModelConfig, where, "")
         return msgspec.convert(table, Config)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise ConfigError(f"this is no configuration of open_clip that clipa can use: {error}", where=where) from error
 
 

@@ -36,7 +36,7 @@ def read(run: RunDir) -> tuple[Skip, ...]:
         return msgspec.json.decode(run.skips.read_bytes(), type=_File).skips
     except FileNotFoundError:
         return ()
-    except (OSError, msgspec.MsgspecError) as error:
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise TrainError(f"the record of skipped steps cannot be read: {error}", where=str(run.skips)) from error
 
 

@@ -297,7 +297,7 @@ def _memory_file(site: Site, users: Sequence[str]) -> Path | None:
 def _recall(path: Path | None) -> _Memory:
     try:
         return msgspec.json.decode(path.read_bytes(), type=_Memory) if path else _Memory()
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
         return _Memory()
 
 

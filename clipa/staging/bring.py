@@ -154,7 +154,7 @@ def main() -> int:
     """The exit code."""
     try:
         request = errand.read_request(sys.stdin.buffer.read())
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         terminal.say(f"not a request: {error}", err=True)
         return 2
     teller = _Teller()

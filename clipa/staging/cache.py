@@ -236,7 +236,7 @@ def _touched(path: Path) -> float:
 def _about(folder: Path) -> About | None:
     try:
         return msgspec.json.decode((folder / _ABOUT).read_bytes(), type=About)
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
         return None
 
 

@@ -49,7 +49,7 @@ def with_stats(store: Store, manifest: Manifest, names: Sequence[str], tick: Tic
     def read(shard: Shard) -> None:
         try:
             stats = msgspec.json.decode(store.read(stats_name(shard.name)), type=_Stats)
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, UnicodeDecodeError):
             return
         counts[shard.name] = stats.successes
 
@@ -148,7 +148,7 @@ def _read(journal: Path) -> list[Shard]:
     for line in lines:
         try:
             rows.append(msgspec.json.decode(line, type=Shard))
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, UnicodeDecodeError):
             continue  # torn by a kill: the shard is read again
     return rows
 

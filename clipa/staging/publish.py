@@ -159,7 +159,7 @@ def main() -> int:
             raise InputError("the plan names no URL to publish to", where=str(run.plan))
         attempt = arguments.attempt or max(run.claimed(), default=1)
         return follow(run, attempt, arguments.until, target)
-    except (OSError, msgspec.MsgspecError) as error:
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
         say(f"{run.plan}: cannot be read: {error}", err=True)
         return 2
     except ClipaError as error:

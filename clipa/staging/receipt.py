@@ -78,6 +78,6 @@ def _read(path: Path) -> list[Receipt]:
     for line in lines:
         try:
             found.append(msgspec.json.decode(line, type=Receipt))
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, UnicodeDecodeError):
             continue
     return found

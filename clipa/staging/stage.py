@@ -159,7 +159,7 @@ def stage_weights(
         wanted = {name: files[name] for name in (card.WEIGHTS_NAME, card.CARD_NAME)}
     except KeyError as error:
         raise InputError(f"it does not list {error}", where=where, hint="give the folder of a checkpoint") from error
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise StorageError(f"cannot be read: {error}", where=where) from error
     marker = msgspec.json.encode(wanted)
     target = manifests.staged_weights(cache, source.url)

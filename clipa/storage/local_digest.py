@@ -106,7 +106,7 @@ def _read(path: Path) -> list[_Seen]:
         return []
     found = []
     for line in lines:
-        with contextlib.suppress(msgspec.MsgspecError):
+        with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError):
             found.append(msgspec.json.decode(line, type=_Seen))
     return found
 

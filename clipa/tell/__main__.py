@@ -81,7 +81,7 @@ class Telling:
 def _read(path: Path) -> Place:
     try:
         return msgspec.json.decode(path.read_bytes(), type=Place)
-    except (OSError, msgspec.MsgspecError):
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
         return Place()
 
 

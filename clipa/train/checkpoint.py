@@ -217,7 +217,7 @@ def require_same_plan(state: TrainState, plan: Plan, path: Path) -> None:
     """
     try:
         there = msgspec.json.decode(state.plan, type=Essence | None)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError):
         there = None  # a newer clipa with keys that this one does not know
     if there is not None:
         what = differences(there, essence_of(plan))
@@ -235,7 +235,7 @@ def require_same_plan(state: TrainState, plan: Plan, path: Path) -> None:
 def _state(path: Path) -> TrainState:
     try:
         return msgspec.json.decode((path / STATE).read_bytes(), type=TrainState)
-    except (OSError, msgspec.MsgspecError) as error:
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise TrainError(f"what a resume needs cannot be read: {error}", where=str(path / STATE)) from error
 
 

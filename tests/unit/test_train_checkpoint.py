@@ -323,3 +323,16 @@ def test_ranks_write_about_as_much(sizes, world, weights):
     assert set(found) == set(sizes)
     load = [weights * (rank == 0) + sum(sizes[n] for n in sizes if found[n] == rank) for rank in range(world)]
     assert max(load) <= max(weights, min(load) + max(sizes.values(), default=0))
+
+
+def test_every_flipped_bit_of_the_marker_is_one_error(tmp_path):
+    """A checkpoint whose COMPLETE is damaged is refused as such, so that a run goes on from the one before."""
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    files = {"model.safetensors": {"size": 7, "sha256": hashlib.sha256(b"weights").hexdigest()}}
+    marker = msgspec.json.encode(files)
+    for bit in range(8 * len(marker)):
+        damaged = bytearray(marker)
+        damaged[bit // 8] ^= 1 << bit % 8
+        (tmp_path / "COMPLETE").write_bytes(damaged)
+        with pytest.raises(TrainError):
+            verify(tmp_path)
