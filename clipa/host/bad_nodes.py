@@ -19,6 +19,7 @@ from clipa.registry.run_dir import RunDir, write_whole
 from clipa.registry.trial import Report
 from clipa.spec.counted import counted
 from clipa.spec.plan import Plan, Record
+from clipa.spec.record_file import UNREADABLE, Moment, find_record
 
 FOLDER = ".nodes"
 FREE_BYTES = 1 << 30
@@ -31,7 +32,7 @@ class BadNode(Record, frozen=True, kw_only=True):
 
     name: str
     why: str
-    t: float
+    t: Moment
 
 
 def trouble(plan: Plan) -> str:
@@ -85,11 +86,8 @@ def known(root: Path, hours: float) -> list[str]:
     """The nodes that failed their check within so many hours."""
     found = []
     for path in sorted((root / FOLDER).glob("*.json")):
-        try:
-            node = msgspec.json.decode(path.read_bytes(), type=BadNode)
-        except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
-            continue
-        if time.time() - node.t < hours * 3600:
+        node = find_record(path, BadNode)
+        if node is not None and time.time() - node.t < hours * 3600:
             found.append(node.name)
     return found
 
@@ -106,7 +104,7 @@ def at_fault(run: RunDir, out: Path, nodes: Sequence[str], error: str, log: even
     """
     try:
         report = msgspec.json.decode(out.read_bytes().strip().splitlines()[-1], type=Report)
-    except (OSError, IndexError, msgspec.MsgspecError, UnicodeDecodeError):
+    except (*UNREADABLE, IndexError):
         report = Report(why=error)
     named = {nodes[number]: why for number, why in report.bad.items() if 0 <= number < len(nodes)}
     for name, why in named.items():
