@@ -50,7 +50,7 @@ def with_stats(store: Store, manifest: Manifest, names: Sequence[str], tick: Tic
     def read(shard: Shard) -> None:
         try:
             stats = msgspec.json.decode(store.read(stats_name(shard.name)), type=_Stats)
-        except (ValueError, RecursionError):
+        except msgspec.MsgspecError:
             return
         counts[shard.name] = stats.successes
 

@@ -107,7 +107,7 @@ def _objectnet(source: Dataset) -> Opened:
             raise InputError(f"{name} is missing", where=source.url, allowed="ObjectNet's own images/ and mappings/")
         try:
             found.append(msgspec.json.decode(text, type=dict[str, str]))
-        except (ValueError, RecursionError) as error:
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
             raise StorageError(f"{name} cannot be read: {error}", where=source.url) from error
     label_of_folder, in_imagenet = found
     folders = {label: folder for folder, label in label_of_folder.items() if label in in_imagenet}

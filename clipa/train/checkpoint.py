@@ -219,7 +219,7 @@ def require_same_plan(state: TrainState, plan: Plan, path: Path) -> None:
     """
     try:
         there = msgspec.json.decode(state.plan, type=Essence | None)
-    except (ValueError, RecursionError):
+    except msgspec.MsgspecError:
         there = None  # a newer clipa with keys that this one does not know
     if there is not None:
         what = differences(there, essence_of(plan))
