@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
+import msgspec
+
 from clipa.attempt.launcher import launched
 from clipa.attempt.pulse import Pulse, show_stacks_on_request
 from clipa.errors import ClipaError, InputError
@@ -21,7 +23,6 @@ from clipa.registry.log_streams import survive_full_logs
 from clipa.registry.run_dir import RunDir
 from clipa.spec import plan as plans
 from clipa.spec.plan import Plan
-from clipa.spec.record_file import BrokenRecord
 from clipa.terminal import say
 
 RESUMABLE = 75
@@ -106,9 +107,9 @@ def leave(code: int) -> NoReturn:
 
 def _open(run: RunDir, attempt: int, kinds: Sequence[str]) -> Session:
     try:
-        plan = plans.read(run.plan)
-    except BrokenRecord as error:
-        raise InputError(f"not a run: {error.what}", where=error.where, hint=error.hint) from error
+        plan = plans.decode(run.plan.read_bytes())
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise InputError(f"not a run: {error}", where=str(run.plan)) from error
     if plan.kind not in kinds:
         raise InputError(f"this is a plan of {plan.kind}", where=str(run.plan), allowed=", ".join(kinds))
     process = launched()

@@ -18,9 +18,8 @@ import torch
 from clipa.errors import TrainError
 from clipa.registry.run_dir import RunDir
 from clipa.spec import card as cards
-from clipa.spec.card import Card, File
-from clipa.spec.plan import Plan, Weights
-from clipa.spec.record_file import BrokenRecord, UnreadableRecord
+from clipa.spec.card import Card
+from clipa.spec.plan import Plan, Record, Weights
 from clipa.storage.manifest import staged_weights
 
 _DTYPES = {
@@ -29,6 +28,13 @@ _DTYPES = {
 }  # fmt: skip
 _PIECE = 2**24
 """Bytes that are written and digested at a time."""
+
+
+class File(Record, frozen=True, kw_only=True):
+    """Size in bytes and SHA-256 of one file of a checkpoint."""
+
+    size: int
+    sha256: str
 
 
 class Found(NamedTuple):
@@ -65,43 +71,24 @@ def _newest(run: RunDir) -> Found:
     complete = run.complete_checkpoints()
     if not complete:
         raise TrainError("the run has no whole checkpoint", where=str(run.path), hint=f"clipa resume {run.id}")
-    try:
-        return verify(complete[-1][1])
-    except CorruptCheckpoint as error:
-        error.hint = f"clipa resume {run.id} goes on from the checkpoint before it"
-        raise
-
-
-class CorruptCheckpoint(TrainError):
-    """A checkpoint whose bytes are not those that were written."""
-
-    def __init__(self, what: str, *, where: str) -> None:
-        super().__init__(what, where=where, hint="use another checkpoint, or restore this one from a copy")
+    return verify(complete[-1][1])
 
 
 def verify(path: Path) -> Found:
     """Check every file of a checkpoint against its COMPLETE.
 
     Raises:
-        CorruptCheckpoint: a file is missing, cut or changed.
-        TrainError: the disk, or a permission, does not let us read it.
+        TrainError: a file is missing, cut or changed.
     """
     try:
-        files = cards.read_complete(path)
+        files = msgspec.json.decode((path / cards.COMPLETE_NAME).read_bytes(), type=dict[str, File])
         for name, file in files.items():
-            if (path / name).stat().st_size != file.size or sha256(path / name) != file.sha256:
-                raise CorruptCheckpoint(f"the checkpoint's {name} is not what was written", where=str(path))
-        return Found(path, cards.read_card(path), files[cards.WEIGHTS_NAME].sha256)
-    except UnreadableRecord as error:
-        raise TrainError(f"the checkpoint {error.what}", where=error.where) from error
-    except BrokenRecord as error:
-        name = Path(error.where).name
-        raise CorruptCheckpoint(f"the checkpoint cannot be used: its {name} {error.what}", where=str(path)) from error
-    except FileNotFoundError as error:
-        name = Path(error.filename).name
-        raise CorruptCheckpoint(f"the checkpoint's {name} is missing", where=str(path)) from error
-    except OSError as error:
-        raise TrainError(f"the checkpoint cannot be read: {error}", where=str(path)) from error
+            if "/" in name or sha256(path / name) != file.sha256:
+                raise TrainError(f"the checkpoint's {name} is not what was written", where=str(path))
+        card = cards.decode((path / cards.CARD_NAME).read_bytes())
+        return Found(path, card, files[cards.WEIGHTS_NAME].sha256)
+    except (OSError, KeyError, ValueError, msgspec.MsgspecError) as error:  # ValueError: no UTF-8, or a NUL in a name
+        raise TrainError(f"the checkpoint cannot be used: {error}", where=str(path)) from error
 
 
 def sha256(path: Path) -> str:

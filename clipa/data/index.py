@@ -175,7 +175,7 @@ def _header(line: bytes, stat: os.stat_result) -> _Header | None:
     """A sidecar's first line; None where it is torn, or about other bytes than the shard's."""
     try:
         header = msgspec.json.decode(line, type=_Header)
-    except (ValueError, RecursionError):
+    except (msgspec.MsgspecError, UnicodeDecodeError):
         return None
     found = (header.schema, header.shard_size, header.shard_mtime)
     return header if found == (SCHEMA, stat.st_size, stat.st_mtime_ns) else None

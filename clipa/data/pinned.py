@@ -26,7 +26,7 @@ _PREPARED = 3
 
 def pinned_manifest(run: RunDir, digest: str) -> Manifest:
     """A manifest that a run's plan pins."""
-    return manifests.read(run.manifest(digest), digest)
+    return manifests.decode(run.manifest(digest).read_bytes())
 
 
 def open_pinned(run: RunDir, plan: Plan, digest: str, seen: Callable[[], None] | None = None) -> ShardSet:

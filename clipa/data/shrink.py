@@ -22,7 +22,6 @@ from clipa.data.spread import spread
 from clipa.errors import ClipaError, DataError, InputError, told
 from clipa.spec.cluster import Dataset
 from clipa.spec.plan import Record
-from clipa.spec.record_file import BrokenRecord, decode_record
 from clipa.staging import errand
 from clipa.staging.census import STATS_THREADS
 from clipa.storage import manifest as manifests
@@ -147,8 +146,8 @@ def _begun(new: Store, manifest: Manifest, about: About) -> list[Receipt]:
         if receipt_name(shard.name) not in there or shard.name not in there:
             return None
         try:
-            found = decode_record(new.read(receipt_name(shard.name)), Receipt, shard.name)
-        except BrokenRecord:
+            found = msgspec.json.decode(new.read(receipt_name(shard.name)), type=Receipt)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
             return None
         entry = there[shard.name]
         return found if (found.shard.size, found.shard.version) == (entry.size, entry.version) else None
@@ -166,9 +165,9 @@ def _listed(new: Store) -> list[Entry]:
 
 def _require_same(new: Store, about: About) -> None:
     try:
-        before = decode_record(new.read(_ABOUT), About, _ABOUT)
-    except BrokenRecord as error:
-        raise InputError(f"not written by clipa data shrink ({error.what})", where=f"{new.url}/{_ABOUT}") from error
+        before = msgspec.json.decode(new.read(_ABOUT), type=About)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise InputError(f"not written by clipa data shrink ({error})", where=f"{new.url}/{_ABOUT}") from error
     named = {
         "source": "from another place",
         "digest": "from another version of the source",

@@ -299,7 +299,7 @@ def main() -> int:
     try:
         beat(place / ALIVE)
         run = RunDir(arguments.run_dir)
-        plan: Plan = plans.read(run.plan)
+        plan: Plan = plans.decode(run.plan.read_bytes())
         _work(_Node(run, plan, place, arguments.node).jobs(arguments.start, arguments.ahead))
     except Stopped:
         shutil.rmtree(place, ignore_errors=True)

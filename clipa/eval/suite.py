@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
+
 from clipa import __version__
 from clipa.eval.job import Bench
 from clipa.registry.run_dir import RunDir
 from clipa.spec import datacomp
 from clipa.spec.plan import EvalData, Record
-from clipa.spec.record_file import find_record
 
 SCHEMA = 1
 
@@ -61,8 +62,11 @@ class Written(Record, frozen=True, kw_only=True):
 def written(run: RunDir, step: int, name: str, size: int, weights: str) -> Written | None:
     """The result of scoring a set with these weights, if there is one."""
     for path in run.evals.glob(f"*-{step:09d}-{name}-{size}.json"):
-        found = find_record(path, Written)
-        if found is not None and found.weights == weights and found.set == name:
+        try:
+            found = msgspec.json.decode(path.read_bytes(), type=Written)
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+            continue
+        if found.weights == weights and found.set == name:
             return found
     return None
 

@@ -19,7 +19,6 @@ from clipa.registry.run_dir import RunDir, write_whole
 from clipa.registry.trial import Report
 from clipa.spec.counted import counted
 from clipa.spec.plan import Plan, Record
-from clipa.spec.record_file import UNREADABLE, Moment, find_record
 
 FOLDER = ".nodes"
 FREE_BYTES = 1 << 30
@@ -32,7 +31,7 @@ class BadNode(Record, frozen=True, kw_only=True):
 
     name: str
     why: str
-    t: Moment
+    t: float
 
 
 def trouble(plan: Plan) -> str:
@@ -86,8 +85,11 @@ def known(root: Path, hours: float) -> list[str]:
     """The nodes that failed their check within so many hours."""
     found = []
     for path in sorted((root / FOLDER).glob("*.json")):
-        node = find_record(path, BadNode)
-        if node is not None and time.time() - node.t < hours * 3600:
+        try:
+            node = msgspec.json.decode(path.read_bytes(), type=BadNode)
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+            continue
+        if time.time() - node.t < hours * 3600:
             found.append(node.name)
     return found
 
@@ -104,7 +106,7 @@ def at_fault(run: RunDir, out: Path, nodes: Sequence[str], error: str, log: even
     """
     try:
         report = msgspec.json.decode(out.read_bytes().strip().splitlines()[-1], type=Report)
-    except (*UNREADABLE, IndexError):
+    except (OSError, IndexError, msgspec.MsgspecError, UnicodeDecodeError):
         report = Report(why=error)
     named = {nodes[number]: why for number, why in report.bad.items() if 0 <= number < len(nodes)}
     for name, why in named.items():

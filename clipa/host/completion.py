@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
+
 from clipa.registry import events
+from clipa.registry.records import UNREADABLE
 from clipa.registry.run_dir import RunDir
-from clipa.spec.card import read_complete
-from clipa.spec.plan import Plan
-from clipa.spec.record_file import BrokenRecord
+from clipa.spec.card import COMPLETE_NAME
+from clipa.spec.plan import Plan, Record
+
+
+class _File(Record, frozen=True, kw_only=True):
+    """Size in bytes of one file of a checkpoint."""
+
+    size: int
 
 
 def missing_work(run: RunDir, plan: Plan, attempt: int) -> str:
@@ -21,10 +29,9 @@ def missing_work(run: RunDir, plan: Plan, attempt: int) -> str:
         return _missing_results(run, plan, attempt)
     final = run.step_dir(plan.steps)
     try:
-        cut = [name for name, file in read_complete(final).items() if _size(final / name) != file.size]
-    except BrokenRecord as error:
-        return f"there is no complete checkpoint of the last step ({error.where}: {error.what})"
-    except OSError as error:
+        files = msgspec.json.decode((final / COMPLETE_NAME).read_bytes(), type=dict[str, _File])
+        cut = [name for name, file in files.items() if _size(final / name) != file.size]
+    except UNREADABLE as error:
         return f"there is no complete checkpoint of the last step ({final}: {error})"
     return f"the checkpoint of the last step is not complete: {', '.join(cut)} in {final}" if cut else ""
 

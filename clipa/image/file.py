@@ -17,7 +17,6 @@ import msgspec
 from clipa.errors import ConfigError, StorageError
 from clipa.registry.run_dir import write_whole
 from clipa.spec.plan import Record
-from clipa.spec.record_file import find_record
 
 _digests: dict[tuple[int, int, int, int], str] = {}
 _CANNOT_BE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
@@ -51,7 +50,10 @@ def sidecar(file: Path) -> Path:
 
 def read(file: Path) -> Exported | None:
     """The record of an exported file; None where there is none that can be read."""
-    return find_record(sidecar(file), Exported)
+    try:
+        return msgspec.json.decode(sidecar(file).read_bytes(), type=Exported)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+        return None
 
 
 def file_digest(path: Path) -> str:

@@ -32,7 +32,6 @@ from clipa.spec import training_part
 from clipa.spec.cluster import Cluster
 from clipa.spec.counted import counted
 from clipa.spec.plan import Record
-from clipa.spec.record_file import BrokenRecord, read_record
 from clipa.spec.slurm import Slurm
 
 PROBE_S = 120.0
@@ -193,9 +192,9 @@ def _send(cluster: Cluster, settings: Slurm, folder: Path, code: Path) -> tuple[
     while time.monotonic() < deadline:
         if (folder / "answer").is_file():
             try:
-                return read_record(folder / "answer", Seen), ""
-            except BrokenRecord as error:
-                return None, f"it {error.what}"
+                return msgspec.json.decode((folder / "answer").read_bytes(), type=Seen), ""
+            except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+                return None, f"it cannot be read: {error}"
         found = scheduler.describe_job(job, on)
         if found is not None and found.phase == "over" and not (folder / "answer").is_file():
             log = (folder / "log").read_text(errors="replace").strip() if (folder / "log").is_file() else ""

@@ -7,16 +7,16 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import msgspec
+
 from clipa.errors import ConfigError, UnknownRun
 from clipa.registry.find import find
 from clipa.registry.run_dir import RunDir
 from clipa.registry.state import RunStatus, State
 from clipa.spec import card as cards
-from clipa.spec.card import Card
 from clipa.spec.cluster import Dataset
 from clipa.spec.model import Model
 from clipa.spec.plan import Weights
-from clipa.spec.record_file import BrokenRecord
 from clipa.spec.user_paths import expand_user
 from clipa.storage.access import reached
 from clipa.storage.published import whole_checkpoint
@@ -81,10 +81,11 @@ def check(weights: Weights, model: Model, run_root: Path) -> None:
     Raises:
         ConfigError: naming both values.
     """
+    raw = _card_bytes(weights, run_root)
     try:
-        card = _card(weights, run_root)
-    except BrokenRecord as error:
-        raise ConfigError(f"the checkpoint's card {error.what}", where=error.where, hint=error.hint) from error
+        card = cards.decode(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise ConfigError(f"the checkpoint's card cannot be read: {error}", where=weights.ref) from error
     cards.require_same_model(model, card.model, weights.ref)
 
 
@@ -122,14 +123,16 @@ def _newest(run: RunDir) -> Path:
     return found[-1][1]
 
 
-def _card(weights: Weights, run_root: Path) -> Card:
-    """Raises BrokenRecord where it is missing, cut or changed."""
+def _card_bytes(weights: Weights, run_root: Path) -> bytes:
     if weights.is_run:
-        return cards.read_card(_newest(RunDir(run_root / weights.run)))
+        return (_newest(RunDir(run_root / weights.run)) / cards.CARD_NAME).read_bytes()
     if "://" in weights.ref:
         from clipa.storage.store import Store
 
-        source = weights.source or weights.ref
-        return cards.decode(Store(source).read(cards.CARD_NAME), weights.ref)
+        return Store(weights.source or weights.ref).read(cards.CARD_NAME)
     folder = Path(weights.ref)
-    return cards.read_card(folder if (folder / cards.COMPLETE_NAME).is_file() else _newest(RunDir(folder)))
+    folder = folder if (folder / cards.COMPLETE_NAME).is_file() else _newest(RunDir(folder))
+    try:
+        return (folder / cards.CARD_NAME).read_bytes()
+    except OSError as error:
+        raise ConfigError("the checkpoint has no card", where=str(folder), allowed=cards.CARD_NAME) from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -12,9 +11,7 @@ from clipa.errors import ConfigError
 from clipa.spec.card import Card
 from clipa.spec.family import FAMILIES, Family, FamilyName, Pool, Rgb
 from clipa.spec.model import ImageTower, Model, TextTower
-from clipa.spec.record_file import BrokenRecord, decode_record, read_raw
 
-_CURE = "take the file from where the weights come from, or name another: --model ViT-B-16"
 NAME = "open_clip_config.json"
 BERT = "bert-base-uncased"
 _RESIZE: dict[FamilyName, str] = {"v1": "shortest", "v2": "squash", "v2-open_clip": "squash"}
@@ -108,18 +105,6 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     preprocess_cfg: Preprocess | None = None
 
 
-def read(path: Path) -> Config:
-    """Read a configuration.
-
-    Raises:
-        ConfigError: as `decode`, or it cannot be read.
-    """
-    try:
-        return decode(read_raw(path), str(path))
-    except BrokenRecord as error:
-        raise ConfigError(f"the configuration {error.what}", where=error.where, hint=_CURE) from error
-
-
 def decode(raw: bytes, where: str) -> Config:
     """A configuration from JSON: of a folder, or one of open_clip's own `model_configs/*.json`.
 
@@ -127,14 +112,12 @@ def decode(raw: bytes, where: str) -> Config:
         ConfigError: not one, or it asks for something that no family of ours computes.
     """
     try:
-        table = decode_record(raw, dict[str, Any], where)
+        table = msgspec.json.decode(raw, type=dict[str, Any])
         table = table if "model_cfg" in table else {"model_cfg": table}
         _refuse_unknown(table["model_cfg"], ModelConfig, where, "")
         return msgspec.convert(table, Config)
-    except (BrokenRecord, msgspec.MsgspecError) as error:
-        why = error.what if isinstance(error, BrokenRecord) else error
-        raise ConfigError(f"this is no configuration of open_clip that clipa can use: {why}", where=where,
-                          hint=_CURE) from error  # fmt: skip
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise ConfigError(f"this is no configuration of open_clip that clipa can use: {error}", where=where) from error
 
 
 def _refuse_unknown(table: Any, to: Any, where: str, path: str) -> None:

@@ -111,7 +111,10 @@ def _config_for(path: Path, model: str) -> Path:
 
 
 def _from_open_clip(path: Path, config_path: Path) -> Source:
-    config = open_clip_config.read(config_path)
+    try:
+        config = open_clip_config.decode(config_path.read_bytes(), str(config_path))
+    except OSError as error:
+        raise ConfigError(f"the configuration cannot be read: {error}", where=str(config_path)) from error
     model = open_clip_config.model_of(config.model_cfg, str(config_path))
     try:
         state = read_torch(path) if path.suffix in TORCH else read_tensors(path)

@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
-from clipa.attempt.weights import sha256, write_tensors
+from clipa.attempt.weights import File, sha256, write_tensors
 from clipa.data.tokenizer import tokenizer
 from clipa.data.wordpiece import WordPiece
 from clipa.errors import ConfigError
@@ -18,7 +18,7 @@ from clipa.model import open_clip_config
 from clipa.model.open_clip_names import to_open_clip
 from clipa.model.sources import Source
 from clipa.registry.run_dir import sync_folder, write_whole
-from clipa.spec.card import CARD_NAME, COMPLETE_NAME, WEIGHTS_NAME, File
+from clipa.spec.card import CARD_NAME, COMPLETE_NAME, WEIGHTS_NAME
 
 Form: TypeAlias = Literal["clipa", "open_clip"]
 OPEN_CLIP_WEIGHTS = "open_clip_model.safetensors"

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import msgspec
 
+from clipa.registry.records import UNREADABLE
 from clipa.registry.run_dir import write_whole
 from clipa.spec.model import Model
 from clipa.spec.plan import Record
-from clipa.spec.record_file import Moment, find_record
 
 SCHEMA = 1
 FOLDER = ".calibrations"
@@ -36,7 +36,7 @@ class Calibration(Record, frozen=True, kw_only=True):
         version, torch: of clipa and torch.
     """
 
-    t: Moment
+    t: float
     gpu: str
     gpus: int
     model: Model
@@ -67,7 +67,10 @@ def read(run_roots: Iterable[Path]) -> list[Calibration]:
     found = []
     for root in run_roots:
         for path in sorted((root / FOLDER).glob("*.json")):
-            measured = find_record(path, Calibration)
-            if measured is not None and measured.samples_per_s > 0 and measured.gpus >= 1:
+            try:
+                measured = msgspec.json.decode(path.read_bytes(), type=Calibration)
+            except UNREADABLE:
+                continue
+            if measured.samples_per_s > 0 and measured.gpus >= 1:
                 found.append(measured)
     return sorted(found, key=lambda measured: measured.t)

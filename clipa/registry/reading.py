@@ -20,7 +20,6 @@ from clipa.spec import plan as plans
 from clipa.spec.counted import counted
 from clipa.spec.job import TrainPhase
 from clipa.spec.plan import Plan, Record
-from clipa.spec.record_file import LARGEST_NUMBER, BrokenRecord, read_bytes, read_record
 from clipa.terminal import one_line
 
 LARGEST_EVENTS = 64 << 20
@@ -28,6 +27,8 @@ LARGEST_EVENTS = 64 << 20
 LARGEST_RECORD = 16 << 20
 LONGEST_LINE = 1 << 20
 LONGEST_NAME = 255
+LARGEST_NUMBER = 1 << 53
+"""Counts above it are not counts, and a float no longer holds them."""
 
 _EVENTS = re.compile(r"([0-9]{1,9})-[^/]+\.jsonl")
 _INTENT = re.compile(r"([0-9]{1,9})\.json")
@@ -145,9 +146,15 @@ class _Reader:
         path = self.run.plan
         foreign = "if it is not a run, move the folder out of the run root"
         try:
-            plan = plans.read(path)
-        except BrokenRecord as error:
-            self._note(path, f"no plan: {error.what}", f"a newer clipa may have written it; {foreign}")
+            raw, whole = read_tail(path, LARGEST_RECORD)
+            if not whole:
+                raise OSError(errno.EFBIG, "larger than any plan")
+            plan = plans.decode(raw)
+        except OSError as error:
+            self._note(path, f"no plan: {error.strerror or error}", foreign)
+            return None
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            self._note(path, f"no plan: {error}", f"a newer clipa may have written it; {foreign}")
             return None
         if trouble := implausible(plan):
             self._note(path, f"no plan: {trouble}", foreign)
@@ -199,9 +206,9 @@ class _Reader:
     def _intents(self) -> Iterator[tuple[int, records.Intent]]:
         for attempt, path in self._numbered(self.run.path / "intents", _INTENT, "an intent"):
             try:
-                intent = read_record(path, records.Intent)
-            except BrokenRecord as error:
-                self._note(path, f"the intent {error.what}", f"clipa resume {self.run.id}")
+                intent = msgspec.json.decode(read_tail(path, LARGEST_RECORD)[0], type=records.Intent)
+            except records.UNREADABLE as error:
+                self._note(path, f"the intent cannot be read: {error}", f"clipa resume {self.run.id}")
                 continue
             if intent.attempt != attempt or not 0 <= intent.submission <= attempt:
                 self._note(path, f"the intent is of attempt {intent.attempt}", "delete it")
@@ -211,7 +218,7 @@ class _Reader:
     def _stops(self) -> Iterator[tuple[int, records.Stop]]:
         for attempt, path in self._numbered(self.run.path / "control", _STOP, "a request to stop"):
             try:
-                yield attempt, records.decode_stop(read_bytes(path))
+                yield attempt, records.decode_stop(read_tail(path, LARGEST_RECORD)[0])
             except OSError:
                 yield attempt, records.decode_stop(b"")
 

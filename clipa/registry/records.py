@@ -17,9 +17,10 @@ from clipa.registry.liveness import Identity, own_identity
 from clipa.registry.run_dir import RunDir, write_whole
 from clipa.spec import plan as plans
 from clipa.spec.plan import Plan, Record
-from clipa.spec.record_file import UNREADABLE, BrokenRecord, Count, Moment, find_record, read_bytes
 
 SCHEMA = 1
+UNREADABLE = (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What reading and decoding JSON that anybody may have written can raise."""
 
 
 class Intent(Record, frozen=True, kw_only=True):
@@ -28,9 +29,9 @@ class Intent(Record, frozen=True, kw_only=True):
     array of SLURM that the attempt is handed over in, and its place there.
     """
 
-    attempt: Count
-    submission: Count
-    t: Moment
+    attempt: int
+    submission: int
+    t: float
     reason: Literal["submit", "restart", "resume"]
     by: Identity
     element: Element | None = None
@@ -42,7 +43,7 @@ class Stop(Record, frozen=True, kw_only=True):
 
     why: str
     by: str
-    t: Moment
+    t: float
     schema: int = SCHEMA
 
 
@@ -53,9 +54,9 @@ def read_plan(run: RunDir) -> Plan:
         LaunchError: it cannot be read.
     """
     try:
-        return plans.read(run.plan)
-    except BrokenRecord as error:
-        raise LaunchError(f"the plan {error.what}", where=error.where, hint=error.hint) from error
+        return plans.decode(run.plan.read_bytes())
+    except UNREADABLE as error:
+        raise LaunchError(f"the plan cannot be read: {error}", where=str(run.plan)) from error
 
 
 def write_intent(
@@ -74,7 +75,10 @@ def write_intent(
 
 def read_intent(run: RunDir, attempt: int) -> Intent | None:
     """The intent of an attempt; None when there is none that can be read."""
-    return find_record(run.intent(attempt), Intent)
+    try:
+        return msgspec.json.decode(run.intent(attempt).read_bytes(), type=Intent)
+    except UNREADABLE:
+        return None
 
 
 def write_stop(run: RunDir, attempt: int, why: str) -> None:
@@ -94,7 +98,7 @@ def read_stop(run: RunDir, attempt: int) -> Stop | None:
     """
     path = run.stop_file(attempt)
     try:
-        return decode_stop(read_bytes(path))
+        return decode_stop(path.read_bytes())
     except FileNotFoundError:
         return None
     except OSError as error:

@@ -8,10 +8,7 @@ from pathlib import Path
 
 from clipa.errors import ConfigError
 from clipa.registry.run_dir import write_whole
-from clipa.spec.record_file import read_bytes
 from clipa.spec.user_paths import user_folder
-
-_LONGEST_PATH = 1 << 16
 
 
 def _folder() -> Path:
@@ -51,7 +48,7 @@ def known_roots() -> list[Path]:
     found = set()
     for file in files:
         try:
-            raw = read_bytes(file, _LONGEST_PATH)
+            raw = file.read_bytes() if file.is_file() else b""
         except OSError:
             continue
         path = raw.removesuffix(b"\n")

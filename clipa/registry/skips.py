@@ -9,7 +9,6 @@ import msgspec
 from clipa.errors import TrainError
 from clipa.registry.run_dir import RunDir, write_whole
 from clipa.spec.plan import Record
-from clipa.spec.record_file import BrokenRecord, Count, MissingRecord, read_record
 
 SCHEMA = 1
 
@@ -17,8 +16,8 @@ SCHEMA = 1
 class Skip(Record, frozen=True, kw_only=True):
     """From step `at` (of 0..steps-1) on, the samples are those of so many steps later. `why`: for people."""
 
-    at: Count
-    steps: Count
+    at: int
+    steps: int
     why: str = ""
 
 
@@ -34,11 +33,11 @@ def read(run: RunDir) -> tuple[Skip, ...]:
         TrainError: the record cannot be read: going on without it would train on other samples.
     """
     try:
-        return read_record(run.skips, _File, "restore it from a copy, or write down its steps again").skips
-    except MissingRecord:
+        return msgspec.json.decode(run.skips.read_bytes(), type=_File).skips
+    except FileNotFoundError:
         return ()
-    except BrokenRecord as error:
-        raise TrainError(f"the record of skipped steps {error.what}", where=error.where, hint=error.hint) from error
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise TrainError(f"the record of skipped steps cannot be read: {error}", where=str(run.skips)) from error
 
 
 def write(run: RunDir, skips: Iterable[Skip]) -> None:

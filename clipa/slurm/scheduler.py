@@ -25,7 +25,6 @@ from clipa.registry.run_dir import write_whole
 from clipa.registry.state import Facts
 from clipa.slurm.nodelist import expand
 from clipa.spec.plan import Record
-from clipa.spec.record_file import Moment, find_record
 from clipa.spec.slurm import Slurm
 
 QUERY_S = 2.0
@@ -54,7 +53,7 @@ class Said(NamedTuple):
 class _Memory(Record, frozen=True, kw_only=True):
     """What was last heard of one scheduler. `t`: when squeue answered (Unix time); `absent`: jobs that it lacked."""
 
-    t: Moment = 0.0
+    t: float = 0.0
     jobs: tuple[Job, ...] = ()
     absent: dict[str, Absence] = {}
 
@@ -296,7 +295,10 @@ def _memory_file(site: Site, users: Sequence[str]) -> Path | None:
 
 
 def _recall(path: Path | None) -> _Memory:
-    return (find_record(path, _Memory) if path else None) or _Memory()
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=_Memory) if path else _Memory()
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+        return _Memory()
 
 
 def _remember(path: Path | None, memory: _Memory) -> None:

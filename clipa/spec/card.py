@@ -8,8 +8,7 @@ A checkpoint folder holds `model.safetensors`, `optimizer.safetensors` (or `opti
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import msgspec
 
@@ -18,13 +17,11 @@ from clipa.spec.inputs import TextInput, TextReduction
 from clipa.spec.job import TrainPhase
 from clipa.spec.model import Model
 from clipa.spec.plan import Plan, Record
-from clipa.spec.record_file import BrokenRecord, Count, decode_record, read_raw, read_record
 
 SCHEMA = 1
 CARD_NAME = "card.json"
 WEIGHTS_NAME = "model.safetensors"
 COMPLETE_NAME = "COMPLETE"
-_CURE = "use another checkpoint, or restore this one from a copy"
 
 
 class Card(Record, frozen=True, kw_only=True):
@@ -59,54 +56,13 @@ def prompt_input(card: Card) -> TextInput:
     return TextInput(tokens=card.text_tokens, reduction="syntax", tagger=card.tagger)
 
 
-class File(Record, frozen=True, kw_only=True):
-    """Size in bytes and SHA-256 of one file of a checkpoint."""
-
-    size: Count
-    sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
-
-
-def decode_complete(raw: bytes, where: str) -> dict[str, File]:
-    """Return what a COMPLETE says: the files of its checkpoint, by name.
+def decode(raw: bytes) -> Card:
+    """A card from JSON.
 
     Raises:
-        BrokenRecord: it is cut or changed, or names something that is no file of a checkpoint.
+        msgspec.MsgspecError: not a card.
     """
-    files = decode_record(raw, dict[str, File], where, _CURE)
-    if foreign := [name for name in files if "/" in name or name.startswith(".") or name == COMPLETE_NAME]:
-        raise BrokenRecord(f"it names {foreign[0]!r}", where=where, hint=_CURE)
-    if missing := [name for name in (WEIGHTS_NAME, CARD_NAME) if name not in files]:
-        raise BrokenRecord(f"it does not list {missing[0]}", where=where, hint=_CURE)
-    return files
-
-
-def read_complete(folder: Path) -> dict[str, File]:
-    """Return the files of the checkpoint in a folder, by name, as its COMPLETE lists them.
-
-    Raises:
-        MissingRecord: there is no COMPLETE.
-        BrokenRecord: as `decode_complete`.
-    """
-    path = folder / COMPLETE_NAME
-    return decode_complete(read_raw(path, _CURE), str(path))
-
-
-def read_card(folder: Path) -> Card:
-    """Return the card of the checkpoint in a folder.
-
-    Raises:
-        BrokenRecord: it is missing, cut or changed.
-    """
-    return read_record(folder / CARD_NAME, Card, _CURE)
-
-
-def decode(raw: bytes, where: str) -> Card:
-    """Return a card from JSON.
-
-    Raises:
-        BrokenRecord: it is cut or changed.
-    """
-    return decode_record(raw, Card, where, _CURE)
+    return msgspec.json.decode(raw, type=Card)
 
 
 def card_of(plan: Plan, step: int = 0) -> Card:

@@ -5,7 +5,6 @@ A plan holds everything that a training process needs, so that `python -m clipa.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 import msgspec
@@ -15,7 +14,6 @@ from clipa.spec.container import Pinned
 from clipa.spec.evalset import Names, Task
 from clipa.spec.job import Phase, Stage
 from clipa.spec.model import Model
-from clipa.spec.record_file import read_record
 from clipa.spec.slurm import Slurm
 
 SCHEMA = 1
@@ -209,15 +207,6 @@ class Plan(Record, frozen=True, kw_only=True):
 def encode(plan: Plan) -> bytes:
     """The plan as indented JSON."""
     return msgspec.json.format(msgspec.json.encode(plan), indent=2) + b"\n"
-
-
-def read(path: Path) -> Plan:
-    """Read a plan.
-
-    Raises:
-        BrokenRecord: it is missing, torn, foreign, or of a schema without the fields that this version needs.
-    """
-    return read_record(path, Plan, "restore it from a copy: without its plan a run can be neither read nor resumed")
 
 
 def decode(raw: bytes) -> Plan:

@@ -26,7 +26,7 @@ from clipa.spec import plan as plans
 from clipa.spec.plan import Plan
 from clipa.staging.fill import Filling, Stopped, Tick, filling, in_threads
 from clipa.staging.meeting import STUCK, WORKING, Wanted, beat, wanted_in
-from clipa.staging.stage import RESUMABLE, Reporter, say_used
+from clipa.staging.stage import RESUMABLE, Reporter, read_record, say_used
 from clipa.storage import fast
 from clipa.storage import manifest as manifests
 from clipa.storage.leave import ends_at_once
@@ -116,7 +116,7 @@ def arrive(run: RunDir, plan: Plan, folder: Path, until: Path, log: events.Event
     arrival = _Arrival(until, log)
     with contextlib.ExitStack() as held:
         for data in plan.early:
-            manifest = manifests.read(run.manifest(data.manifest), data.manifest)
+            manifest = read_record(run.manifest(data.manifest), manifests.decode)
             place = manifests.staged_folder(plan.cache, data.manifest)
             # Safe from removal from here on, and pinned for as long as the run lives.
             present = partial(say_used, place, manifest, run.path)
@@ -153,7 +153,7 @@ def main() -> int:
     log = events.EventWriter(run, arguments.attempt, "arrive") if arguments.tells else None
     restore_umask()
     try:
-        arrive(run, plans.read(run.plan), folder, arguments.until, log)
+        arrive(run, read_record(run.plan, plans.decode), folder, arguments.until, log)
     except Stopped:
         return RESUMABLE
     except ClipaError as error:

@@ -29,7 +29,6 @@ from clipa.errors import StorageError
 from clipa.registry.run_dir import write_whole
 from clipa.registry.scan import scan
 from clipa.spec.plan import Record
-from clipa.spec.record_file import Count, find_record, read_bytes
 from clipa.staging.claims import Claims
 from clipa.staging.meeting import ALIVE, WORKING, owner_of, places
 
@@ -51,8 +50,8 @@ class About(Record, frozen=True, kw_only=True):
     """Where a cached dataset came from. `bytes` and `shards` are those of its manifest."""
 
     url: str
-    bytes: Count
-    shards: Count
+    bytes: int
+    shards: int
 
 
 class Cached(Record, frozen=True, kw_only=True):
@@ -235,7 +234,10 @@ def _touched(path: Path) -> float:
 
 
 def _about(folder: Path) -> About | None:
-    return find_record(folder / _ABOUT, About)
+    try:
+        return msgspec.json.decode((folder / _ABOUT).read_bytes(), type=About)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+        return None
 
 
 def _used(folder: Path) -> float:
@@ -260,7 +262,7 @@ def _pins(folder: Path, live: IsLive) -> list[str]:
     pins = []
     for pin in sorted((folder / _PINS).glob("[!.]*")):
         try:
-            run = Path(os.fsdecode(read_bytes(pin).strip()))
+            run = Path(os.fsdecode(pin.read_bytes().strip()))
         except OSError:
             continue
         if live(run):

@@ -17,7 +17,6 @@ import msgspec
 from clipa.errors import StorageError
 from clipa.registry.run_dir import write_whole
 from clipa.spec.plan import Record
-from clipa.spec.record_file import read_lines
 from clipa.staging.fill import Stopped, Tick
 from clipa.storage.digest import Pinned, Running
 from clipa.storage.manifest import Manifest, Shard
@@ -50,7 +49,7 @@ def with_stats(store: Store, manifest: Manifest, names: Sequence[str], tick: Tic
     def read(shard: Shard) -> None:
         try:
             stats = msgspec.json.decode(store.read(stats_name(shard.name)), type=_Stats)
-        except msgspec.MsgspecError:
+        except (msgspec.MsgspecError, UnicodeDecodeError):
             return
         counts[shard.name] = stats.successes
 
@@ -64,7 +63,7 @@ def scanned(store: Store, manifest: Manifest, journal: Path, tick: Tick) -> tupl
     Raises:
         StorageError: a shard cannot be read, has changed, or is no whole tar file.
     """
-    known = {(s.name, s.size, s.version): s for s in read_lines(journal, Shard)}
+    known = {(s.name, s.size, s.version): s for s in _read(journal)}
     done = [known[key] for s in manifest.shards if (key := (s.name, s.size, s.version)) in known]
     names = {shard.name for shard in done}
     wanted = [s for s in manifest.shards if s.name not in names and (s.samples is None or not (s.digest or s.sha256))]
@@ -138,6 +137,20 @@ def _counted(store: Store, shard: Shard, counter: _Counter) -> Shard:
 def _replaced(manifest: Manifest, rows: Sequence[Shard]) -> Manifest:
     by_name = {row.name: row for row in rows}
     return msgspec.structs.replace(manifest, shards=tuple(by_name.get(s.name, s) for s in manifest.shards))
+
+
+def _read(journal: Path) -> list[Shard]:
+    try:
+        lines = journal.read_bytes().splitlines()
+    except FileNotFoundError:
+        return []
+    rows = []
+    for line in lines:
+        try:
+            rows.append(msgspec.json.decode(line, type=Shard))
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            continue  # torn by a kill: the shard is read again
+    return rows
 
 
 def _in_threads(job: Callable[[Shard], None], shards: Sequence[Shard], threads: int, tell: Callable[[], None]) -> None:

@@ -7,8 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
+import msgspec
+
 from clipa.errors import InputError, StorageError
-from clipa.spec.record_file import BrokenRecord, MissingRecord
 from clipa.staging import errand
 from clipa.staging.fill import Tick
 from clipa.staging.receipt import Receipts
@@ -71,11 +72,11 @@ def verify(folder: Path, tick: Tick) -> errand.Verified:
 def _shards(folder: Path) -> list[Shard]:
     for name in (manifests.MANIFEST_NAME, f".{manifests.MANIFEST_NAME}"):
         try:
-            shards = manifests.read(folder / name).shards
-        except MissingRecord:
+            shards = manifests.decode((folder / name).read_bytes()).shards
+        except FileNotFoundError:
             continue
-        except BrokenRecord as error:
-            raise InputError(error.what, where=error.where, hint=f"clipa data index {folder} --scan") from error
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise InputError(f"cannot be read: {error}", where=str(folder / name)) from error
         for shard in shards:
             require_safe(shard.name)
         return list(shards)

@@ -26,7 +26,6 @@ import msgspec
 from clipa.errors import StorageError
 from clipa.registry.run_dir import write_whole
 from clipa.spec.plan import Record
-from clipa.spec.record_file import MissingRecord, read_record
 
 FOLDER = "CLIPA_COMING"
 """Variable that names the folder to the ranks, where their supervisor has made it."""
@@ -119,6 +118,6 @@ class Wanted(Record, frozen=True, kw_only=True):
 def wanted_in(folder: Path) -> Wanted | None:
     """What was said; None where nothing was said yet."""
     try:
-        return read_record(folder / _WANTED, Wanted)
-    except MissingRecord:
+        return msgspec.json.decode((folder / _WANTED).read_bytes(), type=Wanted)
+    except FileNotFoundError:
         return None

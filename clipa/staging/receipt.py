@@ -8,7 +8,6 @@ from pathlib import Path
 import msgspec
 
 from clipa.spec.plan import Record
-from clipa.spec.record_file import read_lines
 from clipa.storage.manifest import Shard
 
 _NAME = ".receipts.jsonl"
@@ -36,7 +35,7 @@ class Receipts:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._known = {receipt.name: receipt for receipt in read_lines(folder / _NAME, Receipt)}
+        self._known = {receipt.name: receipt for receipt in _read(folder / _NAME)}
 
     def of(self, name: str) -> Receipt | None:
         """What was verified of a file, as it lay there then."""
@@ -68,3 +67,17 @@ class Receipts:
             os.write(descriptor, b"\n" + msgspec.json.encode(receipt) + b"\n")
         finally:
             os.close(descriptor)
+
+
+def _read(path: Path) -> list[Receipt]:
+    try:
+        lines = path.read_bytes().splitlines()
+    except FileNotFoundError:
+        return []
+    found = []
+    for line in lines:
+        try:
+            found.append(msgspec.json.decode(line, type=Receipt))
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            continue
+    return found

@@ -130,6 +130,11 @@ def make_room_in_cache(cache: Path, limit: int, folder: Path, manifest: Manifest
         say(f"removed from the cache: {gone.url}, {gone.on_disk / _MIB:.1f} MiB", err=True)
 
 
+class _File(plan.Record, frozen=True, kw_only=True):
+    size: int
+    sha256: str
+
+
 def stage_weights(
     source: Dataset | str,
     cache: str,
@@ -148,9 +153,14 @@ def stage_weights(
     source = Dataset(url=source) if isinstance(source, str) else source
     store = Store(source)
     where = f"{store.url}/{card.COMPLETE_NAME}"
-    files = card.decode_complete(store.read(card.COMPLETE_NAME), where)
-    # Only these two are read here, and only under these names: a foreign COMPLETE chooses no path.
-    wanted = {name: files[name] for name in (card.WEIGHTS_NAME, card.CARD_NAME)}
+    try:
+        files = msgspec.json.decode(store.read(card.COMPLETE_NAME), type=dict[str, _File])
+        # Only these two are read here, and only under these names: a foreign COMPLETE chooses no path.
+        wanted = {name: files[name] for name in (card.WEIGHTS_NAME, card.CARD_NAME)}
+    except KeyError as error:
+        raise InputError(f"it does not list {error}", where=where, hint="give the folder of a checkpoint") from error
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise StorageError(f"cannot be read: {error}", where=where) from error
     marker = msgspec.json.encode(wanted)
     target = manifests.staged_weights(cache, source.url)
     complete = target / card.COMPLETE_NAME
@@ -195,7 +205,7 @@ def stage_run(run: RunDir, attempt: int, writer: str = "stage", early: bool = Fa
 
     `early`: of what the plan has staged while the run trains (`clipa.staging.arrive`) only what comes before.
     """
-    the_plan = plan.read(run.plan)
+    the_plan = read_record(run.plan, plan.decode)
     stop_file = Path(os.environ.get("CLIPA_STOP_FILE") or run.stop_file(attempt))
     datasets = [data for data in the_plan.datasets if data.layout == "shards" and data.access == "stage"]
     wanted = {data.manifest: data for data in datasets}
@@ -204,7 +214,7 @@ def stage_run(run: RunDir, attempt: int, writer: str = "stage", early: bool = Fa
     began = time.monotonic()
     for digest, data in wanted.items():
         say(f"{data.name}: {counted(data.shards, 'shard')}, {data.bytes / _MIB:.1f} MiB")
-        manifest = manifests.read(run.manifest(digest), digest)
+        manifest = read_record(run.manifest(digest), manifests.decode)
         if the_plan.cache_limit:
             folder = manifests.staged_folder(the_plan.cache, digest)
             make_room_in_cache(Path(the_plan.cache), the_plan.cache_limit, folder, manifest)
@@ -226,6 +236,18 @@ def stage_run(run: RunDir, attempt: int, writer: str = "stage", early: bool = Fa
     log = events.EventWriter(run, attempt, writer)
     log.write(events.Staged, shards=shards, fetched_bytes=fetched, seconds=time.monotonic() - began)
     log.close()
+
+
+def read_record(path: Path, decode: Callable[[bytes], _T]) -> _T:
+    """A file of a run.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        return decode(path.read_bytes())
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise InputError(f"cannot be read: {error}", where=str(path), hint="give a run directory") from error
 
 
 def main() -> int:

@@ -19,7 +19,6 @@ import msgspec
 
 from clipa.errors import ConfigError, StorageError
 from clipa.spec.plan import Record
-from clipa.spec.record_file import read_lines
 from clipa.spec.user_paths import user_folder
 from clipa.storage.digest import Pinned, Running, pinned
 from clipa.storage.manifest import Shard
@@ -52,7 +51,7 @@ class LocalDigests:
             self._file: Path | None = user_folder("cache") / "digests" / f"{word}.jsonl"
         except ConfigError:
             self._file = None
-        self._known = {seen.path: seen for seen in read_lines(self._file, _Seen)} if self._file else {}
+        self._known = {seen.path: seen for seen in _read(self._file)} if self._file else {}
         self._guard = threading.Lock()
 
     def known(self, name: str) -> str:
@@ -98,6 +97,18 @@ def _hash(path: Path, wanted: Pinned, arrived: Callable[[int], None]) -> Running
             running.update(chunk)
             arrived(len(chunk))
     return running
+
+
+def _read(path: Path) -> list[_Seen]:
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError:
+        return []
+    found = []
+    for line in lines:
+        with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError):
+            found.append(msgspec.json.decode(line, type=_Seen))
+    return found
 
 
 def is_current(folder: Path, row: Shard) -> bool:

@@ -12,14 +12,11 @@ from typing import Annotated
 import msgspec
 
 from clipa.spec.plan import Record
-from clipa.spec.record_file import BrokenRecord, read_record
 
 SCHEMA = 1
 MANIFEST_NAME = "manifest.json"
 """Name of the manifest beside the shards, written last by whoever writes a dataset."""
 
-_LARGEST = 1 << 28
-"""Bytes of a manifest: two million shards."""
 _MOST = 1 << 50
 """Bytes or samples of a shard. A manifest comes from outside, and the order of samples is computed from its numbers."""
 
@@ -85,23 +82,6 @@ def decode(raw: bytes) -> Manifest:
         msgspec.MsgspecError: not a manifest.
     """
     return msgspec.json.decode(raw, type=Manifest)
-
-
-def read(path: Path, digest: str = "") -> Manifest:
-    """Read a manifest.
-
-    Args:
-        path: the file.
-        digest: of the manifest that it must be; empty: any.
-
-    Raises:
-        BrokenRecord: it is missing, torn, foreign or another one.
-    """
-    cure = "restore it from a copy; a run's is that of its dataset, which clipa data index writes"
-    manifest = read_record(path, Manifest, cure, _LARGEST)
-    if digest and manifest.digest != digest:
-        raise BrokenRecord("cannot be read: its rows are not those that the plan pins", where=str(path), hint=cure)
-    return manifest
 
 
 def staged_folder(cache: str, digest: str) -> Path:

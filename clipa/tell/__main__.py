@@ -20,7 +20,6 @@ from clipa.registry.log_streams import survive_full_logs
 from clipa.registry.run_dir import RunDir, write_whole
 from clipa.spec import plan as plans
 from clipa.spec.plan import Plan
-from clipa.spec.record_file import find_record
 from clipa.spec.trackers import TRACKERS
 from clipa.tell.stream import Back, Place, Told, not_yet, read_on
 from clipa.terminal import say
@@ -80,7 +79,10 @@ class Telling:
 
 
 def _read(path: Path) -> Place:
-    return find_record(path, Place) or Place()
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Place)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+        return Place()
 
 
 def main() -> int:
@@ -94,7 +96,7 @@ def main() -> int:
     given = parser.parse_args()
     run = RunDir(given.run_dir.absolute())
     try:
-        telling = Telling(run, plans.read(run.plan), given.attempt, given.tracker)
+        telling = Telling(run, plans.decode(run.plan.read_bytes()), given.attempt, given.tracker)
         while given.until is not None and not given.until.exists():
             telling.pass_on()
             _pause(given.until)

@@ -20,15 +20,13 @@ import msgspec
 import torch
 from torch import nn
 
-from clipa.attempt.weights import Found, read_tensors, sha256, verify, write_tensors
+from clipa.attempt.weights import File, Found, read_tensors, sha256, verify, write_tensors
 from clipa.errors import InputError, TrainError
 from clipa.registry.run_dir import RunDir, sync_folder, write_whole
 from clipa.spec import card as cards
-from clipa.spec.card import File
 from clipa.spec.essence import Essence, differences, essence_of
 from clipa.spec.job import Checkpoints
 from clipa.spec.plan import Plan, Record
-from clipa.spec.record_file import BrokenRecord, read_record
 from clipa.terminal import say
 from clipa.train.metrics import Counters
 from clipa.train.parallel import part_of, put, whole
@@ -219,7 +217,7 @@ def require_same_plan(state: TrainState, plan: Plan, path: Path) -> None:
     """
     try:
         there = msgspec.json.decode(state.plan, type=Essence | None)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError):
         there = None  # a newer clipa with keys that this one does not know
     if there is not None:
         what = differences(there, essence_of(plan))
@@ -236,9 +234,9 @@ def require_same_plan(state: TrainState, plan: Plan, path: Path) -> None:
 
 def _state(path: Path) -> TrainState:
     try:
-        return read_record(path / STATE, TrainState)
-    except BrokenRecord as error:
-        raise TrainError(f"what a resume needs {error.what}", where=error.where, hint=error.hint) from error
+        return msgspec.json.decode((path / STATE).read_bytes(), type=TrainState)
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise TrainError(f"what a resume needs cannot be read: {error}", where=str(path / STATE)) from error
 
 
 def _restore(optimizer: torch.optim.Optimizer, parameter: torch.Tensor, key: str, value: torch.Tensor) -> None:

@@ -22,10 +22,10 @@ from torch import nn
 
 from clipa.attempt.devices import Ranks
 from clipa.attempt.process import Session
+from clipa.attempt.weights import File
 from clipa.errors import TrainError
 from clipa.registry import events
 from clipa.spec import card as cards
-from clipa.spec.card import File
 from clipa.spec.job import TrainPhase
 from clipa.terminal import say
 from clipa.train import checkpoint

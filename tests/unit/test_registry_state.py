@@ -263,7 +263,7 @@ def test_a_stop_file_on_a_failing_disk_is_no_request_to_stop(tmp_path: Path, mon
         def read_bytes(path: Path) -> bytes:
             raise OSError(error, "made up", str(path))
 
-        monkeypatch.setattr(records, "read_bytes", read_bytes)
+        monkeypatch.setattr(Path, "read_bytes", read_bytes)
 
     fail(errno.EIO)
     assert records.read_stop(run, 1) is None

@@ -72,7 +72,7 @@ def test_prompts_enter_as_captions_did_but_are_never_masked(trained: str, shown:
         model=BASE, image_size=32, text_tokens=8, positions="sincos2d", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5),
         text_reduction=trained, tagger="nltk" if trained == "syntax" else "table",  # type: ignore[arg-type]
     )  # fmt: skip
-    found = prompt_input(decode(msgspec.json.encode(card), "card.json"))
+    found = prompt_input(decode(msgspec.json.encode(card)))
     assert (found.tokens, found.reduction, found.tagger) == (8, shown, card.tagger)
 
 
@@ -82,4 +82,4 @@ def test_a_card_of_before_says_nothing_of_prompts_and_they_are_truncated() -> No
     )
     old = msgspec.json.decode(msgspec.json.encode(card))
     old.pop("text_reduction", None), old.pop("tagger", None)
-    assert prompt_input(decode(msgspec.json.encode(old), "card.json")).reduction == "truncate"
+    assert prompt_input(decode(msgspec.json.encode(old))).reduction == "truncate"
