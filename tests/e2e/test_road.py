@@ -194,7 +194,10 @@ def test_a_leased_gpu_is_waited_for_and_named(road: Road, monkeypatch: pytest.Mo
         (["submit", "pretrain", "nosuch"], "no recipe"),
         (["submit", "pretrain", "--cluster", "locl"], 'did you mean "local"'),
         (["submit", "pretrain", "--set", "phases.pretrain.bacth=3"], 'did you mean "batch"'),
-        (["submit", "pretrain", "--set", "phases.pretrain.image.size=17"], "not divisible"),
+        (
+            ["submit", "pretrain", "--set", "phases.pretrain.image.size=17"],
+            "allowed: a multiple of model.image.patch 8 (nearest: 16)",
+        ),
         (["submit", "pretrain", "--set", "phases.pretrain.data=nowhere"], "not bound"),
         (["submit", "pretrain", "--set", "phases.pretrain.data=/no/such/folder"], "/no/such/folder"),
         (["submit", "pretrain", "--set", "model.family=v2"], "CLIPA_BERT_VOCAB"),
